@@ -1,0 +1,57 @@
+# Each target sets itself up: the virtual environment is made by the first, and kept.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DISTS  := . plugins/relay plugins/copy plugins/dgram
+META   := pyproject.toml $(wildcard plugins/*/pyproject.toml) constraints.txt dev-constraints.txt
+PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip --quiet
+
+.PHONY: demo test check format bench vm-test vm-install constraints completions clean
+
+demo: $(VENV)/.run
+	$(BIN)/vsockfwd demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m bench
+
+vm-install:
+	tests/vm/install.sh
+
+vm-test: $(VENV)/.dev vm-install
+	$(BIN)/python -m pytest -m vm tests/vm $(TESTS)
+
+# What users run needs the first, what developers run both. Everything is pinned and comes with its hash; the project's
+# own distributions are installed in place, and build with what is pinned.
+$(VENV)/.run: $(META)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vsockfwd needs Python 3.11 or newer: make PYTHON=…")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --require-hashes -r constraints.txt
+	$(PIP) install --no-deps --no-build-isolation --no-index $(addprefix -e ./,$(DISTS))
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) install --require-hashes -r dev-constraints.txt
+	touch $@
+
+# Write the constraints anew from what pyproject.toml asks for: the newest versions, with hashes, without addresses.
+constraints: $(VENV)/.dev
+	packaging/constraints.sh
+
+completions: $(VENV)/.dev
+	$(BIN)/python packaging/completions.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

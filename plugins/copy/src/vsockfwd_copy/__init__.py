@@ -1,0 +1,3 @@
+"""vsockfwd-copy"""
+
+__version__ = "0.1.0"

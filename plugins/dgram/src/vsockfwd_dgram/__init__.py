@@ -1,0 +1,3 @@
+"""vsockfwd-dgram"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,3 @@
+"""vsockfwd-relay"""
+
+__version__ = "0.1.0"

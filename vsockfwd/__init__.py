@@ -1,0 +1,3 @@
+"""vsockfwd"""
+
+__version__ = "0.1.0"

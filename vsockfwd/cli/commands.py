@@ -1,0 +1,129 @@
+"""The typer side of the command line: a group whose commands are entry points, imported when they are typed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from vsockfwd import __version__
+from vsockfwd.cli.main import PROGRAM, invocation
+from vsockfwd.discovery import command_names, load_command
+from vsockfwd.errors import UsageError
+
+SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+_WORDS_OF_ITS_OWN = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+# typer brings its own copy of click in some versions: its classes are reached through what it exports.
+_ClickUsageError: type[Any] = typer.BadParameter.__mro__[1]
+
+
+def _common_flags(
+    verbose: Annotated[int, typer.Option("-v", "--verbose", count=True, help="say more; twice: everything")] = 0,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="say nothing but errors")] = False,
+    json: Annotated[bool, typer.Option("--json", help="events and answers as JSON lines on standard output")] = False,
+) -> None:
+    """Only the signature matters: it stands behind every command's own."""
+
+
+_COMMON = inspect.signature(_common_flags, eval_str=True).parameters
+
+
+class Commands(TyperGroup):
+    """Commands by entry point."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return command_names()
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return _typer_command(cmd_name, load_command(cmd_name))
+
+
+def _typer_command(name: str, function: Callable[..., int | None]) -> Any:
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    if getattr(function, "takes_argv", False):
+        app.command(name, context_settings=_WORDS_OF_ITS_OWN, help=inspect.getdoc(function))(_of_words(function))
+    else:
+        app.command(name, context_settings=SETTINGS)(_with_common_flags(function))
+    return typer.main.get_command(app)
+
+
+def _with_common_flags(function: Callable[..., int | None]) -> Callable[..., int]:
+    """The function with the common flags in its signature and its invocation made from them."""
+
+    def call(verbose: int, quiet: bool, json: bool, **own: Any) -> int:
+        return function(invocation(verbose, quiet, json), **own) or 0
+
+    signature = inspect.signature(function, eval_str=True)
+    own = list(signature.parameters.values())[1:]
+    return _disguise(call, function, own + list(_COMMON.values()))
+
+
+def _of_words(function: Callable[..., int | None]) -> Callable[..., int]:
+    """For --help: a command that reads its own words takes any."""
+
+    def call(words: list[str] | None = None) -> int:
+        return function(invocation(0, False, False), words or []) or 0
+
+    return _disguise(call, function, list(inspect.signature(call, eval_str=True).parameters.values()))
+
+
+def _disguise(
+    call: Callable[..., int], function: Callable[..., Any], parameters: list[inspect.Parameter]
+) -> Callable[..., int]:
+    call.__doc__ = inspect.getdoc(function)
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+def group() -> Any:
+    """The whole command line as a click group."""
+    app = typer.Typer(
+        name=PROGRAM, cls=Commands, context_settings=SETTINGS, add_completion=False, rich_markup_mode=None,
+        pretty_exceptions_enable=False, invoke_without_command=True,
+    )  # fmt: skip
+
+    @app.callback()
+    def root(
+        ctx: typer.Context,
+        version: Annotated[
+            bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+        ] = False,
+    ) -> None:
+        """Move bytes between a virtual machine and its host over vsock: forwards, copies, relays, datagrams."""
+        if ctx.invoked_subcommand is None:
+            print(ctx.get_help())
+            raise typer.Exit(2)
+
+    return typer.main.get_command(app)
+
+
+def run_typer(words: list[str]) -> int:
+    """Parse and run; a usage error of the parser's becomes ours."""
+    try:
+        code = group().main(words, prog_name=PROGRAM, standalone_mode=False)
+    except _ClickUsageError as error:
+        context = error.ctx
+        path = context.command_path if context is not None else PROGRAM
+        raise UsageError(_one_line(error.format_message()), hint=f"{path} --help") from None
+    except typer.Exit as done:
+        return done.exit_code
+    except typer.Abort:
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def _one_line(text: str) -> str:
+    text = " ".join(text.split()).rstrip(".")
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,82 @@
+"""From words to a command's function, and from its errors to one line and an exit code.
+
+The thing to understand first: commands are entry points, and typing one imports one. A command's function takes an
+Invocation and then whatever typer makes of its signature; the flags that all commands share (-v, -q, --json) are put
+in front of that signature here, so that no command repeats them.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+
+from vsockfwd.contract import Mode
+from vsockfwd.discovery import find_modes, load_command, working
+from vsockfwd.engine.invocation import Invocation
+from vsockfwd.errors import Interrupted, VsockfwdError
+from vsockfwd.events import Problem, Report
+from vsockfwd.report import reporter
+
+PROGRAM = "vsockfwd"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code. Nothing escapes but a second signal."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    # Shown from the words themselves: the error may be that they could not be parsed.
+    loud = sum(word.count("v") for word in words if word.startswith("-v") and not word.strip("-v")) >= 2
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except Interrupted as stopped:
+        return 128 + stopped.signal
+    except VsockfwdError as error:
+        _say(error.line())
+        if loud:
+            traceback.print_exc()
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of our standard output went away, as `head` does: the shell's own exit code for it.
+        sys.stdout = None
+        return 128 + signal.SIGPIPE
+    except Exception as error:  # noqa: BLE001 - a bug: say so in one line, and how to show more
+        _say(f"internal error: {type(error).__name__}: {error}" + ("" if loud else " – run again with -vv for details"))
+        if loud:
+            traceback.print_exc()
+        return 1
+
+
+def _say(line: str) -> None:
+    try:
+        print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
+    except OSError:
+        pass
+
+
+def _run(words: list[str]) -> int:
+    if words and not words[0].startswith("-"):
+        function = load_command(words[0])
+        if getattr(function, "takes_argv", False):
+            return function(invocation(0, False, False), words[1:]) or 0
+    from vsockfwd.cli.commands import run_typer
+
+    return run_typer(words)
+
+
+def invocation(verbosity: int, quiet: bool, json: bool) -> Invocation:
+    """The invocation that the common flags ask for."""
+    report = reporter(verbosity, quiet, json)
+    return Invocation(report, json, verbosity, lambda: _modes(report))
+
+
+def _modes(report: Report) -> Mapping[str, Mode]:
+    found = find_modes()
+    for item in found:
+        if item.broken:
+            report(Problem(f"mode {item.name} of {item.source}", f"left out: {item.broken}"))
+    return working(found)

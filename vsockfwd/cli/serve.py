@@ -1,0 +1,102 @@
+"""`vsockfwd serve`: the agent."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+
+from vsockfwd.address import AGENT_PORT, Address, HybridAddress, TcpAddress, UnixAddress, VsockAddress, parse_stream
+from vsockfwd.contract import Mode
+from vsockfwd.engine import Engine
+from vsockfwd.engine.agent import Agent
+from vsockfwd.engine.invocation import Invocation
+from vsockfwd.engine.server import serve_listeners
+from vsockfwd.errors import AddressError, NotAllowed, UsageError, printable
+from vsockfwd.events import Listening
+from vsockfwd.policy import Policy
+from vsockfwd.transport.base import Listener
+
+
+def serve(
+    invocation: Invocation,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option("-l", "--listen", metavar="ADDRESS", help=f"where to listen (default vsock:any:{AGENT_PORT})"),
+    ] = None,
+    allow_cid: Annotated[
+        list[str] | None,
+        typer.Option("--allow-cid", metavar="host|local|any|N", help="trust every user of this machine"),
+    ] = None,
+    allow_uid: Annotated[
+        list[int] | None, typer.Option("--allow-uid", metavar="UID", help="trust this local user on unix: sockets")
+    ] = None,
+    allow_guest: Annotated[
+        bool, typer.Option("--allow-guest", help="trust the guest behind a hybrid: socket listened on")
+    ] = False,
+) -> int:
+    """Run the agent: what -L forwards, cp and dgram talk to, usually inside the guest.
+
+    On vsock it lets in privileged processes of the host only, on unix: its own user and root; --allow-… widens that.
+    """
+    addresses = [parse_stream(text) for text in listen or [f"vsock:any:{AGENT_PORT}"]]
+    policy = Policy(
+        own_uid=os.geteuid(),
+        cids=frozenset(map(_cid, allow_cid or [])),
+        uids=frozenset(allow_uid or []),
+        guests=allow_guest,
+    )
+    for address in addresses:
+        check_listening(address, policy)
+    return invocation.run(_serve, addresses, policy, invocation.modes())
+
+
+def _cid(text: str) -> int:
+    """`host`, `local`, `any` or a number, by the grammar of vsock addresses."""
+    try:
+        address = parse_stream(f"vsock:{text}:0")
+    except AddressError:
+        address = None
+    if not isinstance(address, VsockAddress):
+        raise UsageError(f"--allow-cid {printable(text)}: not a CID", hint="a number, host, local or any")
+    return address.cid
+
+
+def check_listening(address: Address, policy: Policy) -> None:
+    """Refuse what would listen in vain, or for another than it seems."""
+    if isinstance(address, TcpAddress):
+        raise NotAllowed(
+            f"{address}: an agent lets nobody in over TCP, where an IP address proves nothing",
+            hint="listen on vsock: or unix:; a raw `vsockfwd forward tcp:PORT unix:PATH` can stand in front",
+        )
+    if isinstance(address, HybridAddress) and not policy.guests:
+        raise NotAllowed(
+            f"{address}: the guest behind a hybrid socket is let in by a rule only",
+            hint="--allow-guest is that rule",
+        )
+    if isinstance(address, UnixAddress) and re.search(rb"_[0-9]+$", address.path):
+        raise NotAllowed(
+            f"{address}: a path that ends in _NUMBER is where a VMM brings its guest's connections",
+            hint=f"write hybrid:{printable(address.path.rpartition(b'_')[0])}:NUMBER with --allow-guest, or rename it",
+        )
+    if address.scheme == "stdio":
+        raise UsageError("stdio is one connection, an agent listens for many")
+
+
+async def _serve(engine: Engine, addresses: list[Address], policy: Policy, modes: Mapping[str, Mode]) -> None:
+    listeners: list[Listener] = []
+    try:
+        for address in addresses:
+            listeners += await engine.network.listen(address)
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    agent = Agent(engine, modes, policy)
+    names = ", ".join(sorted(agent.modes))
+    for listener in listeners:
+        engine.report(Listening(str(listener.address), f"for clients; modes: {names}"))
+    await serve_listeners(listeners, agent.handle, engine.report)

@@ -1,0 +1,161 @@
+"""What a mode is: values and protocols only, so that the engine and a plugin can both name it.
+
+A mode is one `Mode` value, found through the entry-point group `vsockfwd.modes`. Its commands are entry points of
+their own (group `vsockfwd.commands`), so that typing one command imports one module.
+
+The thing to understand first: on the agent's side, a request for a mode becomes a `Call`. The mode either accepts it,
+and has a `Channel` for the body from then on, or raises a VsockfwdError, which reaches the client as its own error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from vsockfwd.errors import Code
+from vsockfwd.events import Outcome, Report
+from vsockfwd.identity import Identity
+
+CONTRACT = 1
+"""The version of this contract. A mode made for another is listed as broken."""
+
+RESERVED_MODES = frozenset({"listen", "measure", "status", "control", "session", "core"})
+"""Names of the core's own requests, present and to come: no plugin may take them."""
+
+ModeFrame = range(64, 128)
+"""The frame types that belong to a mode, in the body of its streams."""
+
+M = TypeVar("M", bound=msgspec.Struct)
+
+
+class Access(StrEnum):
+    """What a request wants to do with a resource."""
+
+    CONNECT = "connect"
+    LISTEN = "listen"
+    READ = "read"
+    WRITE = "write"
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """Something that a request touches: an address to connect to or to listen on, a path to read or write."""
+
+    access: Access
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """A piece of the body, as it came: not a frame's boundary. `view` is valid until the next receive."""
+
+    view: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The peer's direction is complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A mode's own frame, whole. `kind` is one of ModeFrame, `payload` is valid until the next receive."""
+
+    kind: int
+    code: int
+    payload: memoryview
+
+
+BodyEvent = Data | Ended | Frame
+
+
+class Channel(Protocol):
+    """The body of a stream connection between two vsockfwd peers, the same on both sides."""
+
+    @property
+    def frame_limit(self) -> int:
+        """The most bytes of payload that a frame may carry."""
+        ...
+
+    async def receive(self) -> BodyEvent:
+        """The next event. Raises Reset (or what the peer's code says), Truncated when the stream ends without END."""
+        ...
+
+    async def send(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes of the body, in as many DATA frames as it takes."""
+        ...
+
+    async def send_frames(self, *frames: tuple[int, bytes | bytearray | memoryview]) -> None:
+        """Send whole frames of the mode's own kinds, (kind, payload) each, coalesced into few writes."""
+        ...
+
+    async def send_end(self) -> None:
+        """This direction is complete."""
+        ...
+
+    async def reset(self, code: Code, text: str) -> None:
+        """Abandon the stream and tell the peer why, within a bounded while."""
+        ...
+
+    async def relay(self, neighbour: Any, *, dialled: bool = False) -> Outcome:
+        """Join the channel to a plain stream until both directions have ended; both are told how, and closed.
+
+        `dialled`: we called the neighbour, it did not call us.
+        """
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class Call(Protocol):
+    """A client's request to an agent, decoded as far as the core can."""
+
+    mode: str
+    version: int
+    peer: Identity
+    report: Report
+
+    def arguments(self, kind: type[M]) -> M:
+        """The request's arguments, decoded and checked. Raises BadRequest."""
+        ...
+
+    async def accept(self, reply: msgspec.Struct | None = None) -> Channel:
+        """Answer OK; the body follows."""
+        ...
+
+    async def connect(self, address: str) -> Any:
+        """Dial an address on the client's behalf (the policy was asked before). Raises what the dial failed with."""
+        ...
+
+
+Serve = Callable[[Call], Awaitable[None]]
+
+
+def touches_nothing(arguments: bytes) -> tuple[Resource, ...]:
+    """For modes whose requests touch nothing that a policy names."""
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """One mode. Everything but the name and the summary is there as far as the mode has it.
+
+    `serve` handles requests to the agent; `resources` tells, from a request's raw arguments (msgpack), which
+    resources it touches, so that the policy can be asked before the handler runs; it raises BadRequest for nonsense.
+    """
+
+    name: str
+    summary: str
+    contract: int = CONTRACT
+    versions: tuple[int, ...] = (1,)
+    serve: Serve | None = None
+    resources: Callable[[bytes], tuple[Resource, ...]] = touches_nothing
+
+
+def package_of(mode: str) -> str:
+    """The distribution that brings a mode, by the naming rule of the project's own plugins."""
+    return f"vsockfwd-{mode}"

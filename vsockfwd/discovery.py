@@ -1,0 +1,118 @@
+"""Finding what is installed: modes and commands, by entry points. Built-in ones come through the same door.
+
+A mode that fails to import, or was made for another contract, is listed with its reason and stops nothing else; two of
+one name are refused, both named. Nothing is imported that is not asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from vsockfwd.contract import CONTRACT, RESERVED_MODES, Mode, package_of
+from vsockfwd.errors import UsageError, printable
+
+MODES = "vsockfwd.modes"
+COMMANDS = "vsockfwd.commands"
+CORE = "vsockfwd"
+
+_COMMAND_OF_PACKAGE = {"relay": "relay", "cp": "copy", "dgram": "dgram"}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One entry point and what became of it. `mode` is None where `broken` says why."""
+
+    name: str
+    source: str
+    mode: Mode | None = None
+    broken: str = ""
+
+
+def find_modes(points: Iterable[EntryPoint] | None = None) -> list[Found]:
+    """Every mode that is installed, working or not, by name."""
+    found = []
+    by_name = _by_name(entry_points(group=MODES) if points is None else points)
+    for name, candidates in sorted(by_name.items()):
+        sources = ", ".join(_source(point) for point in candidates)
+        reason = _name_refused(name, candidates)
+        mode = None
+        if not reason:
+            mode, reason = _load_mode(candidates[0])
+        found.append(Found(name, sources, mode, reason))
+    return found
+
+
+def working(found: Iterable[Found]) -> Mapping[str, Mode]:
+    """The modes among them that can be used."""
+    return {item.name: item.mode for item in found if item.mode is not None}
+
+
+def _load_mode(point: EntryPoint) -> tuple[Mode | None, str]:
+    try:
+        mode = point.load()
+    except Exception as error:  # noqa: BLE001 - whatever a stranger's import raises is its own affair
+        return None, f"import failed: {type(error).__name__}: {printable(str(error), 200)}"
+    if not isinstance(mode, Mode):
+        return None, f"{point.value} is no Mode but {type(mode).__name__}"
+    if mode.contract != CONTRACT:
+        return None, f"made for plugin contract {mode.contract}, this is {CONTRACT}"
+    if mode.name != point.name:
+        return None, f"its mode is called {mode.name!r}, its entry point {point.name!r}"
+    return mode, ""
+
+
+def _name_refused(name: str, candidates: list[EntryPoint]) -> str:
+    if name in RESERVED_MODES:
+        return f"the name {name!r} is the core's"
+    if len(candidates) > 1:
+        return "two of one name: " + " and ".join(_source(point) for point in candidates) + "; remove one of them"
+    return ""
+
+
+def _source(point: EntryPoint) -> str:
+    distribution = point.dist
+    return f"{distribution.name} {distribution.version}" if distribution is not None else point.value
+
+
+def _by_name(points: Iterable[EntryPoint]) -> dict[str, list[EntryPoint]]:
+    """Entry points by name; one that is seen twice by way of sys.path is one."""
+    by_name: dict[str, list[EntryPoint]] = {}
+    for point in points:
+        same = by_name.setdefault(point.name, [])
+        if all((point.value, _source(point)) != (other.value, _source(other)) for other in same):
+            same.append(point)
+    return by_name
+
+
+def command_names() -> list[str]:
+    """The commands that are installed, in the order in which they are listed."""
+    return sorted(_by_name(entry_points(group=COMMANDS)))
+
+
+def load_command(name: str) -> Any:
+    """The function of a command. Raises UsageError: no such command, two of one name, or its import failed."""
+    candidates = _by_name(entry_points(group=COMMANDS, name=name)).get(name, [])
+    if not candidates:
+        raise UsageError(f"no command is called {printable(name)!r}", hint=_command_hint(name))
+    core = [point for point in candidates if point.dist is not None and point.dist.name == CORE]
+    if len(candidates) > 1 and not core:
+        raise UsageError(f"two packages bring a command {name!r}: " + " and ".join(map(_source, candidates)))
+    point = (core or candidates)[0]
+    try:
+        return point.load()
+    except Exception as error:
+        raise UsageError(
+            f"the command {name!r} of {_source(point)} does not import: {type(error).__name__}: {error}",
+            hint="vsockfwd plugins lists what is installed",
+        ) from error
+
+
+def _command_hint(name: str) -> str:
+    if name in _COMMAND_OF_PACKAGE:
+        return f"pip install {package_of(_COMMAND_OF_PACKAGE[name])}"
+    close = difflib.get_close_matches(name, command_names(), 1, 0.5)
+    return f"did you mean {close[0]}?" if close else "vsockfwd --help lists them"

@@ -1,0 +1,21 @@
+"""trio lives here: what moves bytes between streams, and what speaks the wire over them.
+
+`Engine` is what every part of it is handed: the network to dial through, the reporter to tell, the buffers to borrow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vsockfwd.engine.pump import BufferPool
+from vsockfwd.events import Report, ignore
+from vsockfwd.transport.network import Network, system_network
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What a process's relays, sessions and agents share."""
+
+    network: Network = field(default_factory=system_network)
+    report: Report = ignore
+    buffers: BufferPool = field(default_factory=BufferPool)

@@ -1,0 +1,284 @@
+"""The `serve` side: who connects, whether they are let in, then the mode's handler.
+
+The thing to understand first: what a client left behind goes with its control connection. Every stream that a session
+opened runs in a cancel scope that the session holds; when the control connection ends, for whatever reason, so do they.
+"""
+
+from __future__ import annotations
+
+import secrets
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+import trio
+
+from vsockfwd.address import parse_stream
+from vsockfwd.contract import Mode, package_of
+from vsockfwd.engine import Engine
+from vsockfwd.engine.link import HANDSHAKE_DEADLINE, SOFTWARE, ControlLink, Link
+from vsockfwd.errors import (
+    AddressError,
+    BadRequest,
+    Code,
+    Gone,
+    Internal,
+    LocalProtocolError,
+    NoSuchMode,
+    PeerBrokeProtocol,
+    TimedOut,
+    VersionMismatch,
+    VsockfwdError,
+    printable,
+)
+from vsockfwd.events import Denied, Problem, Report
+from vsockfwd.identity import Identity
+from vsockfwd.policy import Policy
+from vsockfwd.transport.base import Stream
+from vsockfwd.wire.control import ControlMachine, Greeted
+from vsockfwd.wire.frames import (
+    CLIENT_PREFACE,
+    FRAME_LIMIT,
+    HANDSHAKE_LIMIT,
+    HEADER_LENGTH,
+    PREFACE_LENGTH,
+    VERSIONS,
+    FrameType,
+    check_preface,
+    frame_name,
+)
+from vsockfwd.wire.machine import Role
+from vsockfwd.wire.messages import TOKEN_LENGTH, Hello, Open, Ready, choose
+from vsockfwd.wire.stream import Requested, StreamMachine
+
+M = TypeVar("M", bound=msgspec.Struct)
+
+
+@dataclass(eq=False, slots=True)
+class _Session:
+    """What the agent keeps for one client: whom its token belongs to, and the streams that go with it."""
+
+    principal: tuple[str, object]
+    frame: int
+    streams: set[trio.CancelScope] = field(default_factory=set)
+
+
+class AgentCall:
+    """A client's request, as the mode's handler sees it (the contract's Call)."""
+
+    def __init__(self, agent: Agent, link: Link, request: Open, version: int) -> None:
+        self.mode = request.mode
+        self.version = version
+        self.peer: Identity = link.peer
+        self.report: Report = agent.engine.report
+        self.accepted = False
+        self._agent = agent
+        self._link = link
+        self._arguments = request.arguments
+
+    def arguments(self, kind: type[M]) -> M:
+        """The request's arguments. Raises BadRequest."""
+        return decode_arguments(self._arguments, kind)
+
+    async def accept(self, reply: msgspec.Struct | None = None) -> Link:
+        """Answer OK; the body follows."""
+        self.accepted = True
+        await self._link.write(self._link.machine.accept(self.version, reply))
+        return self._link
+
+    async def connect(self, address: str) -> Stream:
+        """Dial an address on the client's behalf. Raises BadRequest, or what the dial failed with."""
+        try:
+            where = parse_stream(address)
+        except AddressError as error:
+            raise BadRequest(error.message, hint=error.hint) from None
+        if where.scheme in ("stdio", "fd", "memory") and where.scheme not in self._agent.dialled_schemes:
+            raise BadRequest(f"{where}: an agent has no {where.scheme} to offer")
+        return await self._agent.engine.network.connect(where)
+
+
+def decode_arguments(raw: bytes, kind: type[M]) -> M:
+    """A request's arguments, decoded and checked. Raises BadRequest."""
+    try:
+        return msgspec.msgpack.decode(raw, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"the request makes no sense: {printable(str(error), 200)}") from None
+
+
+class Agent:
+    """Serves connections, wherever they were accepted; `handle` is the handler for a server's accept loop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        modes: Mapping[str, Mode],
+        policy: Policy,
+        *,
+        token: Callable[[int], bytes] = secrets.token_bytes,
+        dialled_schemes: frozenset[str] = frozenset(),
+    ) -> None:
+        self.engine = engine
+        self.modes = {name: mode for name, mode in modes.items() if mode.serve is not None}
+        self.policy = policy
+        self.dialled_schemes = dialled_schemes
+        self._token = token
+        self._sessions: dict[bytes, _Session] = {}
+
+    async def handle(self, stream: Stream) -> None:
+        """Serve one connection to its end."""
+        link: ControlLink | Link | None = None
+        try:
+            with trio.fail_after(HANDSHAKE_DEADLINE):
+                link = await self._greet(stream)
+                event = await link.next()
+        except trio.TooSlowError:
+            error = TimedOut(f"no greeting within {HANDSHAKE_DEADLINE:g} s")
+            self.engine.report(Problem(stream.name, error.message))
+            await self._turn_away(stream, link, error)
+            return
+        except EOFError:
+            return
+        except VsockfwdError as error:
+            if error.code not in (Code.RESET, Code.TRUNCATED):
+                self.engine.report(Problem(stream.name, error.message))
+            await self._turn_away(stream, link, error)
+            return
+        if isinstance(link, ControlLink):
+            assert isinstance(event, Greeted)
+            await self._serve_control(link, event)
+        else:
+            assert isinstance(event, Requested)
+            await self._serve_stream(link, event.request)
+
+    async def _greet(self, stream: Stream) -> ControlLink | Link:
+        """Read until the first frame's type is known, which says what kind of connection this is."""
+        seen = b""
+        buffer = memoryview(bytearray(PREFACE_LENGTH + HEADER_LENGTH + HANDSHAKE_LIMIT))
+        while len(seen) <= PREFACE_LENGTH:
+            try:
+                size = stream.try_receive_into(buffer)
+            except BlockingIOError:
+                await stream.wait_readable()
+                continue
+            except OSError:
+                raise EOFError from None
+            if not size:
+                raise EOFError
+            seen += buffer[:size]
+            check_preface(seen, CLIENT_PREFACE)
+        kind = seen[PREFACE_LENGTH]
+        link: ControlLink | Link
+        if kind == FrameType.HELLO:
+            link = ControlLink(stream, ControlMachine(Role.AGENT), self.engine.buffers)
+        elif kind == FrameType.OPEN:
+            link = Link(stream, StreamMachine(Role.AGENT), self.engine.buffers)
+        else:
+            raise PeerBrokeProtocol(f"the client began with {frame_name(kind)}, where HELLO or OPEN is due")
+        link.feed(seen)
+        return link
+
+    async def _turn_away(self, stream: Stream, link: ControlLink | Link | None, error: VsockfwdError) -> None:
+        """Tell a client why it gets nothing. A stranger who did not even begin rightly is told nothing."""
+        if link is None:
+            stream.close()
+            return
+        try:
+            last = link.machine.refuse(error)
+        except LocalProtocolError:
+            last = b""
+        await link.part(last)
+
+    # --- control connections
+
+    async def _serve_control(self, link: ControlLink, greeted: Greeted) -> None:
+        machine, peer = link.machine, link.peer
+        decision = self.policy.admit(peer)
+        if not decision.allowed:
+            self.engine.report(Denied(str(peer), decision.reason))
+            try:
+                decision.enforce()
+            except VsockfwdError as error:
+                await self._turn_away(link.stream, link, error)
+            return
+        token = self._token(TOKEN_LENGTH)
+        session = _Session(peer.principal, min(FRAME_LIMIT, greeted.hello.frame))
+        self._sessions[token] = session
+        try:
+            ready = Ready(
+                greeted.version,
+                token,
+                session.frame,
+                {name: mode.versions for name, mode in self.modes.items()},
+                str(peer),
+            )
+            await link.write(machine.hello(Hello(VERSIONS, SOFTWARE)) + machine.ready(ready))
+            await link.live()
+        except VsockfwdError:
+            pass  # how a session ends matters to its streams only, and they are ended below
+        finally:
+            del self._sessions[token]
+            for scope in session.streams:
+                scope.cancel()
+            link.close()
+
+    # --- stream connections
+
+    async def _serve_stream(self, link: Link, request: Open) -> None:
+        session = self._sessions.get(request.token)
+        if session is None or session.principal != link.peer.principal:
+            if session is not None:
+                self.engine.report(Denied(str(link.peer), "it presented another's token"))
+            await self._turn_away(link.stream, link, Gone("the session is not known here: log in again"))
+            return
+        link.machine.frame_limit = session.frame
+        with trio.CancelScope() as scope:
+            session.streams.add(scope)
+            try:
+                await self._serve_request(link, request)
+            finally:
+                session.streams.discard(scope)
+                link.close()
+
+    async def _serve_request(self, link: Link, request: Open) -> None:
+        try:
+            mode, version = self._mode_for(request)
+            for resource in mode.resources(bytes(request.arguments)):
+                self.policy.permit(link.peer, resource).enforce()
+            call = AgentCall(self, link, request, version)
+            assert mode.serve is not None
+            await mode.serve(call)
+            if not call.accepted:
+                raise Internal(f"the mode {mode.name} neither accepted nor refused")
+        except VsockfwdError as error:
+            self.engine.report(Problem(str(link.peer), f"{printable(request.mode)}: {error.line()}"))
+            await self._end(link, error)
+        except Exception as error:  # noqa: BLE001 - a mode's bug ends its own stream, and is told to both sides
+            self.engine.report(
+                Problem(f"mode {printable(request.mode)}", f"{type(error).__name__}: {error}", traceback.format_exc())
+            )
+            await self._end(link, Internal(f"the mode {printable(request.mode)} failed: see the agent's log"))
+
+    def _mode_for(self, request: Open) -> tuple[Mode, int]:
+        mode = self.modes.get(request.mode)
+        if mode is None:
+            name = printable(request.mode)
+            raise NoSuchMode(
+                f"no mode {name!r} here",
+                hint=f"install {package_of(name)} where the agent runs, and start it again",
+            )
+        version = choose(mode.versions, request.versions)
+        if version is None:
+            ours = ", ".join(map(str, mode.versions))
+            raise VersionMismatch(f"mode {mode.name} speaks version {ours} here", hint="install the same on both sides")
+        return mode, version
+
+    async def _end(self, link: Link, error: VsockfwdError) -> None:
+        """ERROR before OK, RESET after it, nothing where the peer has gone or knows already."""
+        machine = link.machine
+        try:
+            last = machine.reset(error) if machine.may_reset else machine.refuse(error)
+        except LocalProtocolError:
+            last = b""
+        await link.part(last)

@@ -1,0 +1,467 @@
+"""A wire state machine joined to a stream: the control connection and the stream connection, as awaitable things.
+
+The thing to understand first: reasons must not be lost. Who finds its own send failing reads what the peer had to say
+before it raises; who refuses or resets sends its frame, shuts down its sending side, drains a bounded while, and only
+then closes, since closing over unread bytes would tear the frame out of the peer's hands.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Generic, Protocol, TypeVar
+
+import trio
+
+from vsockfwd import __version__
+from vsockfwd.contract import BodyEvent, Data, Ended
+from vsockfwd.engine.pump import Broken, BufferPool, Tally, pump, push
+from vsockfwd.engine.relay import ending_of
+from vsockfwd.errors import Code, LocalProtocolError, Reset, TimedOut, VsockfwdError, from_code, from_oserror
+from vsockfwd.events import Ending, Outcome
+from vsockfwd.transport.base import Stream
+from vsockfwd.wire.control import ControlEvent, ControlMachine, Farewell, Pinged, Ponged
+from vsockfwd.wire.control import Refused as ControlRefused
+from vsockfwd.wire.frames import HEADER_LENGTH, Buffer
+from vsockfwd.wire.stream import Accepted, Refused, Requested, StreamEvent, StreamMachine, WasReset
+
+SOFTWARE = f"vsockfwd {__version__}"
+"""What both sides call themselves in HELLO."""
+
+HANDSHAKE_DEADLINE = 10.0
+"""Seconds from the first byte's chance to READY or OPEN: absolute, so that trickling does not extend it."""
+
+PING_INTERVAL = 30.0
+"""Seconds of silence on a control connection after which its peer is asked whether it lives."""
+
+LAST_WORDS = 2.0
+"""Seconds that a refusal, a reset or a look for the peer's reason may take."""
+
+COALESCE = 1 << 16
+"""Frames up to this size go out together with their neighbours, copied; larger ones by themselves, uncopied."""
+
+E = TypeVar("E")
+E_co = TypeVar("E_co", covariant=True)
+
+
+class _Receiving(Protocol[E_co]):
+    def receive_data(self, data: Buffer) -> Iterable[E_co]: ...
+    def receive_eof(self) -> None: ...
+
+
+class Wire(Generic[E]):
+    """What both links share: events in, bytes out, and the reason why it ended."""
+
+    def __init__(self, stream: Stream, machine: _Receiving[E], buffers: BufferPool) -> None:
+        self.stream = stream
+        self.peer = stream.peer
+        self._receiver = machine
+        self._buffers = buffers
+        self._events: deque[E] = deque()
+        self._loan: memoryview | None = None
+        self._reading = False
+        self._read_out = trio.Event()
+        """Set when a reader has met the end."""
+        self._reason: VsockfwdError | None = None
+        self._mid_frame = False
+
+    def feed(self, data: Buffer) -> None:
+        """Hand the machine bytes that were read before there was a link. Raises PeerBrokeProtocol."""
+        self._events.extend(self._receiver.receive_data(data))
+
+    async def next(self) -> E:
+        """The next event. Views in it are good until the following call.
+
+        Raises what ended the stream: Reset, Truncated, PeerBrokeProtocol and their kin; EOFError after a proper end.
+        """
+        if self._events:
+            return self._events.popleft()
+        self._reading = True
+        try:
+            while not self._events:
+                await self._pull()
+        except EOFError:
+            self._read_out.set()
+            raise
+        except VsockfwdError as error:
+            self._reason = self._reason or error
+            self._read_out.set()
+            raise
+        except (OSError, trio.ClosedResourceError) as error:
+            self._read_out.set()
+            raise self._broke(error) from None
+        finally:
+            self._reading = False
+        return self._events.popleft()
+
+    async def _pull(self) -> None:
+        """Receive once; no buffer is held while there is nothing to receive."""
+        if self._loan is None:
+            self._loan = self._buffers.borrow()
+        try:
+            size = self.stream.try_receive_into(self._loan)
+        except BlockingIOError:
+            self._release()
+            await self.stream.wait_readable()
+            return
+        if size == 0:
+            self._release()
+            self._receiver.receive_eof()
+            raise EOFError
+        self._events.extend(self._receiver.receive_data(self._loan[:size]))
+
+    def _release(self) -> None:
+        if self._loan is not None:
+            self._buffers.give_back(self._loan)
+            self._loan = None
+
+    async def write(self, *parts: Buffer) -> None:
+        """Send whole frames, given in one part or several; one writer at a time.
+
+        Raises the peer's own reason where it gave one, Reset otherwise. Cancelled half-way, the link is of no more
+        use for sending: every later write raises Reset.
+        """
+        if self._mid_frame:
+            raise Reset(f"{self.stream.name}: an earlier send was cut off")
+        self._mid_frame = True
+        try:
+            views = [memoryview(part) for part in parts]
+            if len(views) > 1 and self.stream.sock is not None:
+                views = _gather(self.stream.sock, views)
+            for view in views:
+                await push(self.stream, view)
+        except (Broken, OSError, trio.ClosedResourceError) as error:
+            raise await self._reason_for(error) from None
+        self._mid_frame = False
+
+    def _broke(self, error: Exception) -> VsockfwdError:
+        if self._reason is None:
+            cause = error.error if isinstance(error, Broken) else error
+            if isinstance(cause, OSError):
+                self._reason = from_oserror(cause, self.stream.name)
+            else:
+                self._reason = Reset(f"{self.stream.name}: closed on this side")
+        return self._reason
+
+    async def _reason_for(self, error: Exception) -> VsockfwdError:
+        """What the peer had to say before it stopped listening."""
+        with trio.move_on_after(LAST_WORDS):
+            try:
+                if self._reading:
+                    await self._read_out.wait()  # another task is at it already
+                while self._reason is None:
+                    self._notice(await self.next())
+            except EOFError:
+                pass
+            except VsockfwdError as reason:
+                return reason
+        return self._broke(error)
+
+    def _notice(self, event: E) -> None:
+        """Raise the error that an event stands for, if it does."""
+
+    async def part(self, last: bytes = b"") -> None:
+        """Send a last frame, if there is one and it can still be told from what went before, then close."""
+        with trio.move_on_after(LAST_WORDS, shield=True):
+            try:
+                if last and not self._mid_frame:
+                    await push(self.stream, memoryview(last))
+                self.stream.shutdown_sending()
+                await self._drain()
+            except (Broken, OSError, trio.ClosedResourceError, trio.BusyResourceError):
+                pass  # the peer is gone: nobody is left to tell
+        self.close()
+
+    async def _drain(self) -> None:
+        buffer = self._buffers.borrow()
+        try:
+            while True:
+                try:
+                    if not self.stream.try_receive_into(buffer):
+                        return
+                except BlockingIOError:
+                    await self.stream.wait_readable()
+                else:
+                    await trio.lowlevel.checkpoint()
+        finally:
+            self._buffers.give_back(buffer)
+
+    def abandon(self, reason: VsockfwdError) -> None:
+        """Close at once; whoever is waiting on the link gets this reason."""
+        self._reason = self._reason or reason
+        self.stream.close()
+
+    def close(self) -> None:
+        """Close at once."""
+        self._events.clear()
+        self._release()
+        self.stream.close()
+
+    async def aclose(self) -> None:
+        """Close, then let others run."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+
+def _gather(sock: socket.socket, views: list[memoryview]) -> list[memoryview]:
+    """Send as much as goes in one call, and return what is left. Raises OSError."""
+    try:
+        sent = sock.sendmsg(views)
+    except BlockingIOError:
+        return views
+    left = []
+    for view in views:
+        if sent < len(view):
+            left.append(view[sent:])
+        sent = max(0, sent - len(view))
+    return left
+
+
+class ControlLink(Wire[ControlEvent]):
+    """A control connection, either side."""
+
+    def __init__(self, stream: Stream, machine: ControlMachine, buffers: BufferPool) -> None:
+        super().__init__(stream, machine, buffers)
+        self.machine = machine
+        self._writing = trio.Lock()
+        self._heard = 0.0
+        self._asked: dict[bytes, trio.Event] = {}
+
+    def _notice(self, event: ControlEvent) -> None:
+        if isinstance(event, ControlRefused | Farewell):
+            raise event.error
+
+    async def write(self, *parts: Buffer) -> None:
+        """Send whole frames; several tasks may."""
+        async with self._writing:
+            await super().write(*parts)
+
+    async def live(self) -> None:
+        """Answer pings and ask in silence, until the session ends; raises the reason. The only reader meanwhile."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, nursery.cancel_scope)
+            try:
+                await self._answer()
+            except EOFError:
+                self._reason = self._reason or Reset(f"{self.stream.name}: the session was closed")
+            except VsockfwdError:
+                pass  # kept as the reason
+            nursery.cancel_scope.cancel()
+        raise self._reason or Reset(f"{self.stream.name}: the session is over")
+
+    async def _answer(self) -> None:
+        self._heard = trio.current_time()
+        while True:
+            event = await self.next()
+            self._heard = trio.current_time()
+            if isinstance(event, Pinged):
+                await self.write(self.machine.pong(event.payload))
+            elif isinstance(event, Ponged):
+                self._ponged(event.payload)
+            else:
+                try:
+                    self._notice(event)
+                except VsockfwdError as error:
+                    self._reason = self._reason or error
+                    raise
+
+    def _ponged(self, payload: bytes) -> None:
+        if payload in self._asked:
+            self._asked.pop(payload).set()
+
+    async def _watch(self, scope: trio.CancelScope) -> None:
+        """In silence ask; after two questions without an answer the peer is dead."""
+        unanswered = 0
+        while True:
+            heard = self._heard
+            await trio.sleep_until(max(heard, trio.current_time()) + PING_INTERVAL)
+            if self._heard > heard:
+                unanswered = 0
+                continue
+            if unanswered == 2:
+                silent = trio.current_time() - heard
+                self._reason = TimedOut(f"{self.stream.name}: no sign of life for {silent:.0f} s")
+                scope.cancel()
+                return
+            unanswered += 1
+            with trio.move_on_after(PING_INTERVAL):
+                try:
+                    await self.write(self.machine.ping())
+                except VsockfwdError:
+                    return  # the reader finds the reason
+
+    async def ping(self, payload: bytes) -> float:
+        """Seconds of one round trip to the peer's engine. `live` must be running. Payloads must differ."""
+        asked, answered = trio.current_time(), trio.Event()
+        self._asked[payload] = answered
+        await self.write(self.machine.ping(payload))
+        await answered.wait()
+        return trio.current_time() - asked
+
+
+class Link(Wire[StreamEvent]):
+    """A stream connection, either side; from OK on it is the contract's Channel."""
+
+    def __init__(self, stream: Stream, machine: StreamMachine, buffers: BufferPool) -> None:
+        super().__init__(stream, machine, buffers)
+        self.machine = machine
+
+    @property
+    def frame_limit(self) -> int:
+        """The most bytes of payload that a frame may carry."""
+        return self.machine.frame_limit
+
+    def _notice(self, event: StreamEvent) -> None:
+        if isinstance(event, Refused | WasReset):
+            raise event.error
+
+    # --- the contract's Channel
+
+    async def receive(self) -> BodyEvent:
+        """The next event of the body. Raises Reset (or what the peer's code says), Truncated, PeerBrokeProtocol."""
+        try:
+            event = await self.next()
+        except EOFError:
+            return Ended()
+        if isinstance(event, Requested | Accepted):  # the tables have no row for these in a body
+            raise LocalProtocolError("a body was received before its stream was open")
+        if isinstance(event, Refused | WasReset):
+            self._reason = self._reason or event.error
+            raise event.error
+        return event
+
+    async def send(self, data: Buffer) -> None:
+        """Send bytes of the body. Raises the peer's reason where it gave one, Reset otherwise."""
+        view = memoryview(data)
+        for at in range(0, len(view), self.frame_limit):
+            piece = view[at : at + self.frame_limit]
+            await self._write_frame(self.machine.data_header(len(piece)), piece)
+
+    async def send_frames(self, *frames: tuple[int, Buffer]) -> None:
+        """Send whole frames of the mode's own kinds, the small ones together."""
+        pending: list[Buffer] = []
+        size = 0
+        for kind, payload in frames:
+            header = self.machine.frame_header(kind, len(payload))
+            if len(payload) > COALESCE:
+                if pending:
+                    await self.write(b"".join(pending))
+                    pending, size = [], 0
+                await self._write_frame(header, memoryview(payload))
+                continue
+            pending += (header, payload)
+            size += len(header) + len(payload)
+            if size > COALESCE:
+                await self.write(b"".join(pending))
+                pending, size = [], 0
+        if pending:
+            await self.write(b"".join(pending))
+
+    async def _write_frame(self, header: bytes, payload: memoryview) -> None:
+        """A header and its payload in one send: copied together while that is cheap, gathered otherwise."""
+        if len(payload) <= COALESCE:
+            await self.write(header + payload)
+        else:
+            await self.write(header, payload)
+
+    async def send_end(self) -> None:
+        """This direction is complete."""
+        await self.write(self.machine.end())
+
+    async def reset(self, code: Code, text: str) -> None:
+        """Abandon the stream and tell the peer why, within a bounded while; then it is closed."""
+        await self._part_with(from_code(code, text))
+
+    async def _part_with(self, error: VsockfwdError) -> None:
+        await self.part(self.machine.reset(error) if self.machine.may_reset else b"")
+
+    async def relay(self, neighbour: Stream, *, dialled: bool = False) -> Outcome:
+        """Join the channel to a plain stream until both directions have ended; both are closed then.
+
+        On any unclean outcome the peer gets RESET, where it is not the peer that brought it about, and the neighbour
+        is aborted. `dialled`: we called the neighbour, it did not call us (see engine/relay.py on half-close).
+        `sent` counts neighbour → channel.
+        """
+        return await _FramedRelay(self, neighbour, dialled).run()
+
+
+class _FramedRelay:
+    """A link and a plain stream joined, at work."""
+
+    def __init__(self, link: Link, neighbour: Stream, dialled: bool) -> None:
+        self.link = link
+        self.neighbour = neighbour
+        self.dialled = dialled
+        self.outward_ended = self.inward_ended = False
+        self.outward_over = trio.Event()
+        self.out = Tally()
+        self.failure: VsockfwdError | None = None
+        self.ours = False
+        """Whether the failure is the neighbour's, so that the peer has to be told."""
+
+    async def run(self) -> Outcome:
+        started = time.monotonic()
+        received_before = self.link.machine.received
+        clean = False
+        try:
+            async with trio.open_nursery() as nursery:
+                self.scope = nursery.cancel_scope
+                nursery.start_soon(self._outward)
+                await self._inward()
+            clean = self.outward_ended and self.inward_ended
+        finally:
+            self.neighbour.close() if clean else self.neighbour.abort()
+            if self.failure is not None and self.ours:
+                await self.link._part_with(self.failure)
+            self.link.close()
+        seconds = time.monotonic() - started
+        received = self.link.machine.received - received_before
+        if self.failure is None:
+            return Outcome(Ending.COMPLETE, "", "", self.out.bytes, received, seconds)
+        by = self.neighbour.name if self.ours else self.link.stream.name
+        ending = ending_of(self.failure.code)
+        return Outcome(ending, by, self.failure.message, self.out.bytes, received, seconds)
+
+    async def _outward(self) -> None:
+        try:
+            await pump(self.neighbour, self._put, self.link._buffers, self.out, headroom=HEADER_LENGTH)
+            await self.link.write(self.link.machine.end())
+            self.outward_ended = True
+        except Broken as broken:
+            self._fail(from_oserror(broken.error, broken.stream.name), ours=True)
+        except VsockfwdError as error:
+            self._fail(error, ours=False)
+        self.outward_over.set()
+
+    async def _put(self, buffer: memoryview, size: int) -> None:
+        link = self.link
+        for at in range(HEADER_LENGTH, HEADER_LENGTH + size, link.frame_limit):
+            end = min(at + link.frame_limit, HEADER_LENGTH + size)
+            # The bytes in front of a later piece were sent already: its header may overwrite them.
+            buffer[at - HEADER_LENGTH : at] = link.machine.data_header(end - at)
+            await link.write(buffer[at - HEADER_LENGTH : end])
+
+    async def _inward(self) -> None:
+        try:
+            while isinstance(event := await self.link.receive(), Data):
+                await push(self.neighbour, event.view)
+            if not isinstance(event, Ended):
+                raise from_code(Code.PROTOCOL, f"{self.link.stream.name}: a frame of its own kind in a plain stream")
+            self.inward_ended = True
+            if self.neighbour.features.half_close or not self.dialled:
+                self.neighbour.shutdown_sending()
+        except Broken as broken:
+            # The neighbour takes no more, but what it had to say may be an answer worth hearing.
+            with trio.move_on_after(LAST_WORDS):
+                await self.outward_over.wait()
+            self._fail(from_oserror(broken.error, broken.stream.name), ours=True)
+        except VsockfwdError as error:
+            self._fail(error, ours=error.code is Code.PROTOCOL)
+
+    def _fail(self, error: VsockfwdError, *, ours: bool) -> None:
+        if self.failure is None:
+            self.failure = error
+            self.ours = ours
+        self.scope.cancel()

@@ -1,0 +1,113 @@
+"""Accept loops: a cap that pauses instead of refusing, failures that stay where they happened, no spin on EMFILE.
+
+A listener's loop never awaits a handler: a dial that takes seconds delays nobody else.
+"""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from vsockfwd.errors import VsockfwdError, from_oserror
+from vsockfwd.events import Problem, Report
+from vsockfwd.transport.base import Listener, Stream
+
+CAP = 16_000
+"""Connections at once, in all: below the descriptors that a process usually may have, two for each."""
+
+BURST = 64
+"""Accepts in a row after which those who were accepted get their turn."""
+
+_PAUSES = (0.02, 0.1, 0.5)
+"""Seconds to wait for descriptors to come free, longer each time in a row."""
+
+_NOT_OURS = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EINTR, errno.ECONNRESET, errno.ENETDOWN})
+"""Errors of a connection that died before it was accepted (accept(2))."""
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+
+Handler = Callable[[Stream], Awaitable[None]]
+
+
+class Gate:
+    """Counts connections, and lets an accept loop wait while there are too many."""
+
+    def __init__(self, cap: int = CAP) -> None:
+        self.cap = cap
+        self.now = 0
+        self._left = trio.lowlevel.ParkingLot()
+
+    async def wait_for_room(self) -> None:
+        while self.now >= self.cap:
+            await self._left.park()
+
+    def enter(self) -> None:
+        self.now += 1
+
+    def leave(self) -> None:
+        self.now -= 1
+        self._left.unpark()
+
+
+async def serve_listeners(
+    listeners: Sequence[Listener], handler: Handler, report: Report, gate: Gate | None = None
+) -> None:
+    """Accept on every listener, each connection handled in a task of its own, until cancelled; closes the listeners.
+
+    A handler that raises ends its connection alone: the error is reported, with a traceback where it is not one of
+    ours. The handler owns its stream; what it leaves open is closed.
+    """
+    gate = gate or Gate()
+    try:
+        async with trio.open_nursery() as nursery:
+            for listener in listeners:
+                nursery.start_soon(_accept, listener, handler, report, gate, nursery)
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+async def _accept(listener: Listener, handler: Handler, report: Report, gate: Gate, nursery: trio.Nursery) -> None:
+    burst = failures = 0
+    while True:
+        if gate.now >= gate.cap:
+            await gate.wait_for_room()
+        try:
+            stream = listener.try_accept()
+        except BlockingIOError:
+            burst = 0
+            await listener.wait()
+            continue
+        except OSError as error:
+            if error.errno in _NOT_OURS:
+                continue
+            if error.errno not in _EXHAUSTED:
+                raise from_oserror(error, f"accept on {listener.address}") from None
+            if not failures:
+                report(Problem(str(listener.address), from_oserror(error, "accept").message))
+            await trio.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)])
+            failures += 1
+            continue
+        failures = 0
+        gate.enter()
+        nursery.start_soon(_contain, handler, stream, report, gate)
+        burst += 1
+        if burst >= BURST:
+            burst = 0
+            await trio.lowlevel.checkpoint()
+
+
+async def _contain(handler: Handler, stream: Stream, report: Report, gate: Gate) -> None:
+    """Run a handler so that its failure is its own."""
+    try:
+        await handler(stream)
+    except VsockfwdError as error:
+        report(Problem(stream.name, error.line()))
+    except Exception as error:  # noqa: BLE001 - a bug in one connection's handling must not end the others
+        report(Problem(stream.name, f"{type(error).__name__}: {error}", traceback.format_exc()))
+    finally:
+        stream.close()
+        gate.leave()

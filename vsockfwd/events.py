@@ -1,0 +1,192 @@
+"""What happened, as values. The engine and the modes make them, a reporter turns them into bars, lines and logs.
+
+Nothing here knows how it will be shown. A reporter is a plain function that takes an event: synchronous, never
+raising, never blocking. Sizes are bytes, times are seconds. Every event prints as one line of English and encodes as
+one JSON object whose `event` field is the class name in lower case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+
+import msgspec
+
+
+class Ending(StrEnum):
+    """How a connection, a forward or a copy ended. "It stopped" is not among them."""
+
+    COMPLETE = "complete"
+    """Both directions said that they were complete, as far as the last hop can say so."""
+    RESET = "reset"
+    REFUSED = "refused"
+    TIMED_OUT = "timed out"
+    TRUNCATED = "truncated"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    """We were told to stop."""
+
+
+class Event(msgspec.Struct, frozen=True, tag_field="event", tag=str.lower):
+    """The base of all events."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How a relay ended: the ending, which side brought it about, the reason in words, bytes each way, seconds."""
+
+    ending: Ending
+    by: str = ""
+    why: str = ""
+    sent: int = 0
+    received: int = 0
+    seconds: float = 0.0
+
+    @property
+    def clean(self) -> bool:
+        return self.ending is Ending.COMPLETE
+
+    def __str__(self) -> str:
+        text = str(self.ending)
+        if self.by:
+            text += f" by {self.by}"
+        if self.why:
+            text += f": {self.why}"
+        return text
+
+
+class Listening(Event, frozen=True):
+    """A listener is open. `address` is what was bound, with the port that the kernel chose."""
+
+    address: str
+    purpose: str
+
+    def __str__(self) -> str:
+        return f"listening on {self.address} {self.purpose}".rstrip()
+
+
+class Opened(Event, frozen=True):
+    """A connection was taken; it is about to be served."""
+
+    rule: str
+    peer: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: opened by {self.peer}"
+
+
+class Closed(Event, frozen=True):
+    """A connection is over."""
+
+    rule: str
+    peer: str
+    outcome: Outcome
+
+    def __str__(self) -> str:
+        o = self.outcome
+        return f"{self.rule}: {self.peer}: {o}, {o.sent} bytes out, {o.received} bytes in, {o.seconds:.3f} s"
+
+
+class SessionUp(Event, frozen=True):
+    """Logged in to an agent, which saw us as `seen_as`."""
+
+    target: str
+    seen_as: str
+
+    def __str__(self) -> str:
+        return f"{self.target}: logged in as {self.seen_as}"
+
+
+class SessionDown(Event, frozen=True):
+    """The session with an agent is over; the next request logs in again."""
+
+    target: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.target}: session lost: {self.why}"
+
+
+class Denied(Event, frozen=True):
+    """Somebody was turned away."""
+
+    peer: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.peer} turned away: {self.why}"
+
+
+class Problem(Event, frozen=True):
+    """Something failed that ended nothing else. `detail` may hold a traceback, for those who asked for more."""
+
+    where: str
+    why: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.why}"
+
+
+class Planned(Event, frozen=True):
+    """A transfer is about to begin: what it is called, how many files and bytes as far as is known (-1: not known)."""
+
+    what: str
+    files: int = -1
+    bytes: int = -1
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.files} files, {self.bytes} bytes"
+
+
+class Moved(Event, frozen=True):
+    """So many more bytes of a transfer are where they belong, as their receiver knows."""
+
+    bytes: int
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.bytes} bytes more"
+
+
+class FileDone(Event, frozen=True):
+    """One file of a transfer is complete and verified, or failed for the reason in `error`."""
+
+    name: str
+    bytes: int
+    error: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.error}" if self.error else f"{self.name}: {self.bytes} bytes, verified"
+
+
+class Summary(Event, frozen=True):
+    """A transfer is over."""
+
+    what: str
+    files: int
+    bytes: int
+    failed: int
+    seconds: float
+
+    def __str__(self) -> str:
+        rate = self.bytes / self.seconds / 1e6 if self.seconds else 0.0
+        tail = f", {self.failed} failed" if self.failed else ", all verified"
+        return f"{self.what}: {self.files} files, {self.bytes} bytes in {self.seconds:.2f} s ({rate:.1f} MB/s){tail}"
+
+
+class Dropped(Event, frozen=True):
+    """Datagrams that were not delivered, by reason, since the last such event."""
+
+    rule: str
+    reason: str
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.count} datagrams dropped: {self.reason}"
+
+
+Report = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The reporter of those who want none."""

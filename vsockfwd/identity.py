@@ -1,0 +1,106 @@
+"""Who a peer is: values only, learned when its connection is accepted (it cannot be asked for later).
+
+`principal` is the part of an identity that a session's token is bound to and that counts and caps are kept by: for
+vsock the CID alone, since the port differs from one connection of a process to the next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vsockfwd.errors import printable
+
+CID_ANY = 0xFFFF_FFFF
+CID_HYPERVISOR = 0
+CID_LOCAL = 1
+CID_HOST = 2
+CID_NAMES = {CID_HYPERVISOR: "hypervisor", CID_LOCAL: "local", CID_HOST: "host", CID_ANY: "any"}
+
+PRIVILEGED_PORTS = 1024
+"""Source ports below this one are given by a peer's kernel to holders of CAP_NET_BIND_SERVICE alone."""
+
+
+def cid_text(cid: int) -> str:
+    """A CID as people read it: `host(2)`, `vm(3)`."""
+    return f"{CID_NAMES.get(cid, 'vm')}({cid})" if cid != CID_ANY else "any"
+
+
+@dataclass(frozen=True, slots=True)
+class VsockPeer:
+    """A process of the machine with this CID; the hypervisor vouches for the CID, its own kernel for the port."""
+
+    cid: int
+    port: int
+
+    @property
+    def principal(self) -> tuple[str, int]:
+        return ("cid", self.cid)
+
+    @property
+    def privileged(self) -> bool:
+        return self.port < PRIVILEGED_PORTS
+
+    def __str__(self) -> str:
+        return f"vsock {cid_text(self.cid)}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnixPeer:
+    """A process of this machine, as SO_PEERCRED tells it."""
+
+    uid: int
+    gid: int
+    pid: int
+
+    @property
+    def principal(self) -> tuple[str, int]:
+        return ("uid", self.uid)
+
+    def __str__(self) -> str:
+        return f"uid {self.uid} (pid {self.pid})"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPeer:
+    """A TCP or UDP peer: an IP address says where from, not who."""
+
+    host: str
+    port: int
+
+    @property
+    def principal(self) -> tuple[str, str]:
+        return ("net", self.host)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class GuestPeer:
+    """The guest behind a hybrid socket, whatever user its VMM runs as; `socket` is the path of the VMM's socket."""
+
+    socket: bytes
+
+    @property
+    def principal(self) -> tuple[str, bytes]:
+        return ("guest", self.socket)
+
+    def __str__(self) -> str:
+        return f"guest behind {printable(self.socket)}"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPeer:
+    """This process's own end: standard input, an inherited descriptor, a stream in memory."""
+
+    name: str
+
+    @property
+    def principal(self) -> tuple[str, str]:
+        return ("own", self.name)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Identity = VsockPeer | UnixPeer | NetworkPeer | GuestPeer | OwnPeer

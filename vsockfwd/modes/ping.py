@@ -1,0 +1,62 @@
+"""`vsockfwd ping`: is the agent there, are we let in, and how long does a round trip take?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import trio
+import typer
+
+from vsockfwd.plugin import Address, Engine, Invocation, UsageError, open_session, parse_target
+
+
+def ping(
+    invocation: Invocation,
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="where the agent listens: 3, vsock:3, unix:/run/a.sock")
+    ],
+    count: Annotated[int, typer.Option("-c", "--count", metavar="N", help="questions to ask")] = 4,
+    interval: Annotated[float, typer.Option("-i", "--interval", metavar="SECONDS", help="time between them")] = 0.2,
+    port: Annotated[
+        int | None, typer.Option("-p", metavar="PORT", help="the agent's port, where it is not 876")
+    ] = None,
+) -> int:
+    """Ask an agent whether it is there: log in, then time some round trips.
+
+    Says as whom the agent sees us, which is what its rules are about.
+    """
+    if count < 1 or interval < 0:
+        raise UsageError("ping asks at least once, at an interval of 0 seconds or more")
+    return invocation.run(_ping, parse_target(target, port), count, interval, invocation.json)
+
+
+async def _ping(engine: Engine, target: Address, count: int, interval: float, as_json: bool) -> None:
+    began = trio.current_time()
+    async with open_session(engine, target) as session:
+        ready = await session.login()
+        login = trio.current_time() - began
+        if not as_json:
+            print(f"{session.name}: agent answers, sees us as {ready.seen_as}, login {login * 1e3:.2f} ms")
+            print(f"modes: {', '.join(sorted(ready.modes))}", flush=True)
+        times = []
+        for number in range(count):
+            if number:
+                await trio.sleep(interval)
+            times.append(await session.ping())
+            if not as_json:
+                print(f"round trip {number + 1}: {times[-1] * 1e3:.3f} ms", flush=True)
+    if as_json:
+        answer = {
+            "target": session.name,
+            "seen_as": ready.seen_as,
+            "modes": sorted(ready.modes),
+            "login_seconds": login,
+            "round_trip_seconds": times,
+        }
+        json.dump(answer, sys.stdout)
+        print()
+    else:
+        mean = sum(times) / len(times)
+        print(f"least {min(times) * 1e3:.3f} ms, mean {mean * 1e3:.3f} ms, most {max(times) * 1e3:.3f} ms")

@@ -1,0 +1,124 @@
+"""The one module that a mode imports: the contract, and the engine calls that a mode may use.
+
+Built-in modes are written against it like anyone's; what is not here is not for modes. docs/plugins.md builds one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from vsockfwd import __version__
+from vsockfwd.address import (
+    SCHEMES,
+    AbstractAddress,
+    Address,
+    FdAddress,
+    HybridAddress,
+    StdioAddress,
+    TcpAddress,
+    UdpAddress,
+    UnixAddress,
+    UnixDatagramAddress,
+    VsockAddress,
+    parse,
+    parse_stream,
+    parse_target,
+)
+from vsockfwd.contract import (
+    CONTRACT,
+    Access,
+    BodyEvent,
+    Call,
+    Channel,
+    Data,
+    Ended,
+    Frame,
+    Mode,
+    ModeFrame,
+    Resource,
+    package_of,
+)
+from vsockfwd.engine import Engine
+from vsockfwd.engine.agent import Agent, decode_arguments
+from vsockfwd.engine.invocation import Invocation
+from vsockfwd.engine.relay import relay
+from vsockfwd.engine.server import serve_listeners
+from vsockfwd.engine.session import Opened as OpenedStream
+from vsockfwd.engine.session import Session, open_session
+from vsockfwd.errors import (
+    AddressError,
+    BadRequest,
+    CannotCreate,
+    Code,
+    DataError,
+    NoSpace,
+    NotAllowed,
+    NotFound,
+    PeerBrokeProtocol,
+    PermissionDenied,
+    Refused,
+    Reset,
+    SomeFailed,
+    TimedOut,
+    TransportMissing,
+    Truncated,
+    Unreachable,
+    UsageError,
+    VerificationFailed,
+    VsockfwdError,
+    from_code,
+    from_oserror,
+    printable,
+    the_one,
+)
+from vsockfwd.events import (
+    Closed,
+    Denied,
+    Dropped,
+    Ending,
+    Event,
+    FileDone,
+    Listening,
+    Moved,
+    Opened,
+    Outcome,
+    Planned,
+    Problem,
+    Report,
+    SessionDown,
+    SessionUp,
+    Summary,
+    ignore,
+)
+from vsockfwd.identity import GuestPeer, Identity, NetworkPeer, OwnPeer, UnixPeer, VsockPeer
+from vsockfwd.policy import Policy
+from vsockfwd.transport.base import Features, Listener, SocketStream, Stream
+from vsockfwd.transport.descriptor import DescriptorStream
+from vsockfwd.transport.vsock import own_cid, why_no_loopback, why_unsupported
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def takes_argv(function: F) -> F:
+    """Mark a command that reads its own command line: it is called with the invocation and the list of words.
+
+    For commands whose flags are somebody else's, as relay's are socat's; and they start without a parser's import.
+    """
+    function.takes_argv = True  # type: ignore[attr-defined]
+    return function
+
+
+__all__ = [
+    "CONTRACT", "SCHEMES", "AbstractAddress", "Access", "Address", "AddressError", "Agent", "BadRequest", "BodyEvent",
+    "Call", "CannotCreate", "Channel", "Closed", "Code", "Data", "DataError", "Denied", "DescriptorStream", "Dropped",
+    "Ended", "Ending", "Engine", "Event", "FdAddress", "Features", "FileDone", "Frame", "GuestPeer", "HybridAddress",
+    "Identity", "Invocation", "Listener", "Listening", "Mode", "ModeFrame", "Moved", "NetworkPeer", "NoSpace",
+    "NotAllowed", "NotFound", "Opened", "OpenedStream", "Outcome", "OwnPeer", "PeerBrokeProtocol", "PermissionDenied",
+    "Planned", "Policy", "Problem", "Refused", "Report", "Reset", "Resource", "Session", "SessionDown", "SessionUp",
+    "SocketStream", "SomeFailed", "StdioAddress", "Stream", "Summary", "TcpAddress", "TimedOut", "TransportMissing",
+    "Truncated", "UdpAddress", "UnixAddress", "UnixDatagramAddress", "UnixPeer", "Unreachable", "UsageError",
+    "VerificationFailed", "VsockAddress", "VsockPeer", "VsockfwdError", "__version__", "decode_arguments", "from_code",
+    "from_oserror", "ignore", "open_session", "own_cid", "package_of", "parse", "parse_stream", "parse_target",
+    "printable", "relay", "serve_listeners", "takes_argv", "the_one", "why_no_loopback", "why_unsupported",
+]  # fmt: skip

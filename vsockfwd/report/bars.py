@@ -1,0 +1,62 @@
+"""A tqdm bar for a transfer, on a terminal; lines of other events are written above it."""
+
+from __future__ import annotations
+
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from vsockfwd.events import Event, FileDone, Moved, Planned, Summary
+from vsockfwd.report.lines import LineReporter, level
+
+
+class BarReporter:
+    """One bar for the whole transfer, fed by what its receiver knows; everything else as lines."""
+
+    def __init__(self, out: TextIO, lines: LineReporter) -> None:
+        self.out = out
+        self.lines = lines
+        self._bar: tqdm[Any] | None = None
+        self._files = 0
+        self._total_files = -1
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Planned():
+                self._plan(event)
+            case Moved():
+                if self._bar is not None:
+                    self._bar.update(event.bytes)
+            case Summary():
+                self._close()
+                self.lines(event)
+            case _:
+                if isinstance(event, FileDone) and self._bar is not None:
+                    self._files += 1
+                    if self._total_files > 1:
+                        self._bar.set_postfix_str(f"{self._files}/{self._total_files} files", refresh=False)
+                if level(event) <= self.lines.verbosity:
+                    self._above(event)
+
+    def _plan(self, event: Planned) -> None:
+        total = event.bytes if event.bytes >= 0 else None
+        self._total_files = event.files
+        if self._bar is None:
+            self._bar = tqdm(
+                total=total, unit="B", unit_scale=True, unit_divisor=1024, file=self.out, dynamic_ncols=True,
+                desc=event.what[-40:], mininterval=0.1, leave=True,
+            )  # fmt: skip
+        else:
+            self._bar.total = total
+            self._bar.refresh()
+
+    def _above(self, event: Event) -> None:
+        if self._bar is None:
+            self.lines(event)
+        else:
+            self._bar.write(self.lines.text(event), file=self.out)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

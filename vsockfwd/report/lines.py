@@ -1,0 +1,69 @@
+"""One line an event: plain text for people, JSON for programs; which events, by how often `-v` was said."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+import msgspec
+
+from vsockfwd.errors import printable
+from vsockfwd.events import Closed, Event, FileDone, Moved, Opened, Planned, Problem, SessionUp
+
+LINE_LIMIT = 2000
+
+
+def level(event: Event) -> int:
+    """How often `-v` must have been said for an event to be shown."""
+    match event:
+        case Moved():
+            return 3
+        case Opened() | Planned():
+            return 2
+        case Closed(outcome=outcome):
+            return 1 if outcome.clean else 0
+        case FileDone(error=error):
+            return 0 if error else 1
+        case SessionUp():
+            return 1
+        case _:
+            return 0
+
+
+class LineReporter:
+    """Text lines, each with the program's name in front; a problem's traceback only where it was asked for."""
+
+    def __init__(self, out: TextIO, verbosity: int) -> None:
+        self.out = out
+        self.verbosity = verbosity
+
+    def __call__(self, event: Event) -> None:
+        if level(event) <= self.verbosity:
+            self.write(self.text(event))
+
+    def text(self, event: Event) -> str:
+        line = f"vsockfwd: {printable(str(event), LINE_LIMIT)}"
+        if isinstance(event, Problem) and event.detail and self.verbosity >= 2:
+            line += "\n" + event.detail
+        return line
+
+    def write(self, line: str) -> None:
+        try:
+            print(line, file=self.out, flush=True)
+        except (OSError, ValueError):
+            pass  # nobody reads our words any more: the work goes on
+
+
+class JsonReporter:
+    """One JSON object a line."""
+
+    def __init__(self, out: TextIO, verbosity: int) -> None:
+        self.out = out
+        self.verbosity = max(verbosity, 1)
+
+    def __call__(self, event: Event) -> None:
+        if level(event) > self.verbosity:
+            return
+        try:
+            print(msgspec.json.encode(event).decode(), file=self.out, flush=True)
+        except (OSError, ValueError):
+            pass  # nobody reads our words any more: the work goes on

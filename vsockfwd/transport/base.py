@@ -1,0 +1,299 @@
+"""What a transport is, and what streams and listeners are made of.
+
+The thing to understand first: a Stream is four primitives that never block and never await (`try_receive_into`,
+`try_send`, and the two waits that go with them), because trying first and waiting only on BlockingIOError is what
+makes a pump fast. trio's own HalfCloseableStream methods are built on these for everyone who is not in a hurry.
+The primitives raise plain OSErrors; who opened a stream translates them where they are told to a person.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import trio
+
+from vsockfwd.address import Address
+from vsockfwd.errors import UsageError, VsockfwdError, from_oserror
+from vsockfwd.identity import Identity, OwnPeer
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds a connect may take, unless the address says otherwise."""
+
+BACKLOG = 4096
+"""Connections that may wait to be accepted; the kernel cuts it to net.core.somaxconn."""
+
+RECEIVE_SIZE = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What the engine may count on.
+
+    half_close: the end of one direction reaches the far end and leaves the other direction alive.
+    reset: an abort is told to the neighbour, so that it can tell a cut from an end.
+    boundaries: one send is one receive.
+    """
+
+    half_close: bool = True
+    reset: bool = False
+    boundaries: bool = False
+
+
+class Stream(trio.abc.HalfCloseableStream):
+    """A duplex stream of bytes: trio's interface over primitives that try first.
+
+    `peer` is who is at the other end, learned when the stream was opened. `name` is what to call it in a sentence.
+    """
+
+    features: Features = Features()
+    peer: Identity = OwnPeer("this process")
+    name: str = ""
+    sock: socket.socket | None = None
+    """The raw non-blocking socket, where there is one."""
+
+    @abstractmethod
+    def try_receive_into(self, buffer: memoryview) -> int:
+        """Receive what is there, at most the buffer's length. 0 is the end. Raises BlockingIOError or OSError."""
+
+    @abstractmethod
+    def try_send(self, data: memoryview | bytes | bytearray) -> int:
+        """Send as much as fits now. Raises BlockingIOError or OSError."""
+
+    @abstractmethod
+    async def wait_readable(self) -> None:
+        """Wait until a receive may succeed."""
+
+    @abstractmethod
+    async def wait_writable(self) -> None:
+        """Wait until a send may succeed."""
+
+    @abstractmethod
+    def shutdown_sending(self) -> None:
+        """Tell the far end that nothing more comes. Never blocks; a far end that is gone already is no error."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close, at once and without a word. Twice is once."""
+
+    def abort(self) -> None:
+        """Close so that the neighbour sees a reset, where the transport can say it."""
+        self.close()
+
+    async def send_all(self, data: Any) -> None:
+        """Send everything. Raises trio.BrokenResourceError, as trio's streams do."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        view = memoryview(data)
+        try:
+            while view:
+                try:
+                    view = view[self.try_send(view) :]
+                except BlockingIOError:
+                    await self.wait_writable()
+        except OSError as error:
+            raise trio.BrokenResourceError(f"{self.name}: {error.strerror}") from error
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until a send may succeed."""
+        await self.wait_writable()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Receive some bytes; b'' is the end. Raises trio.BrokenResourceError, as trio's streams do."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        buffer = bytearray(max_bytes or RECEIVE_SIZE)
+        while True:
+            try:
+                return bytes(buffer[: self.try_receive_into(memoryview(buffer))])
+            except BlockingIOError:
+                await self.wait_readable()
+            except OSError as error:
+                raise trio.BrokenResourceError(f"{self.name}: {error.strerror}") from error
+
+    async def send_eof(self) -> None:
+        """Half-close."""
+        await trio.lowlevel.checkpoint()
+        self.shutdown_sending()
+
+    async def aclose(self) -> None:
+        """Close, then let others run."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+
+_LINGER_NOT = struct.pack("ii", 1, 0)
+
+
+class SocketStream(Stream):
+    """A stream over a connected, non-blocking socket, which it owns."""
+
+    def __init__(self, sock: socket.socket, features: Features, peer: Identity, name: str) -> None:
+        self.sock: socket.socket = sock
+        self.features = features
+        self.peer = peer
+        self.name = name
+        # The socket's own methods: a Python frame less for each piece of data.
+        self.try_receive_into = sock.recv_into  # type: ignore[method-assign]
+        self.try_send = sock.send  # type: ignore[method-assign, assignment]
+
+    def try_receive_into(self, buffer: memoryview) -> int:
+        return self.sock.recv_into(buffer)
+
+    def try_send(self, data: memoryview | bytes | bytearray) -> int:
+        return self.sock.send(data)
+
+    async def wait_readable(self) -> None:
+        await trio.lowlevel.wait_readable(self.sock)
+
+    async def wait_writable(self) -> None:
+        await trio.lowlevel.wait_writable(self.sock)
+
+    def shutdown_sending(self) -> None:
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            # The far end went first: who receives from it finds out how.
+            if error.errno not in (errno.ENOTCONN, errno.EPIPE, errno.ECONNRESET, errno.EBADF):
+                raise
+
+    def close(self) -> None:
+        close_socket(self.sock)
+
+    def abort(self) -> None:
+        if self.features.reset and self.sock.fileno() >= 0:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+        self.close()
+
+
+class Listener(ABC):
+    """Where connections come in. `address` is what was bound, with the port that the kernel chose."""
+
+    address: Address
+
+    @abstractmethod
+    def try_accept(self) -> Stream:
+        """Accept one connection. Raises BlockingIOError where none waits, or OSError."""
+
+    @abstractmethod
+    async def wait(self) -> None:
+        """Wait until a connection may be there."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop listening. Twice is once."""
+
+    async def accept(self) -> Stream:
+        """Wait for a connection. Raises OSError."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while True:
+            try:
+                return self.try_accept()
+            except BlockingIOError:
+                await self.wait()
+
+
+class SocketListener(Listener):
+    """A listener over a listening socket, which it owns. A subclass turns an accepted socket into a stream."""
+
+    def __init__(self, sock: socket.socket, address: Address) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.address = address
+
+    def try_accept(self) -> Stream:
+        sock, peer = self.sock.accept()
+        sock.setblocking(False)
+        try:
+            return self.stream_of(sock, peer)
+        except BaseException:
+            sock.close()
+            raise
+
+    @abstractmethod
+    def stream_of(self, sock: socket.socket, peer: Any) -> Stream:
+        """The stream over an accepted, non-blocking socket; `peer` is what accept told."""
+
+    async def wait(self) -> None:
+        await trio.lowlevel.wait_readable(self.sock)
+
+    def close(self) -> None:
+        close_socket(self.sock)
+
+
+A = TypeVar("A", bound=Address)
+
+
+class Transport(ABC, Generic[A]):
+    """One scheme: how its addresses are dialled and listened on."""
+
+    async def connect(self, address: A, *, privileged: bool = False) -> Stream:
+        """Open a stream. `privileged`: show, where the transport can and may, that the caller is privileged.
+
+        Raises a VsockfwdError: Refused, Unreachable, TimedOut, NameNotResolved, TransportMissing, PermissionDenied.
+        """
+        raise self.cannot("dialled", address)
+
+    async def listen(self, address: A) -> Sequence[Listener]:
+        """Listen: one listener for each socket that the address stands for, at least one.
+
+        Raises a VsockfwdError: CannotCreate, PermissionDenied, TransportMissing, NameNotResolved.
+        """
+        raise self.cannot("listened on", address)
+
+    def supported(self) -> str | None:
+        """None, or the reason why this machine cannot, in words that a user can act on."""
+        return None
+
+    def cannot(self, what: str, address: Address) -> VsockfwdError:
+        """The refusal of something that a scheme has no way to do."""
+        return UsageError(f"{address}: a {address.scheme} address cannot be {what}")
+
+
+def close_socket(sock: socket.socket) -> None:
+    """Close a socket that tasks may be waiting on; they wake with trio.ClosedResourceError."""
+    if sock.fileno() >= 0:
+        trio.lowlevel.notify_closing(sock)
+        sock.close()
+
+
+async def connect_socket(sock: socket.socket, sockaddr: Any, address: Address) -> None:
+    """Connect a non-blocking socket within the address's timeout. Raises OSError; ETIMEDOUT where ours ran out."""
+    try:
+        sock.connect(sockaddr)
+    except BlockingIOError as error:
+        with trio.move_on_after(address.option("connect-timeout", CONNECT_TIMEOUT)) as scope:
+            if error.errno == errno.EAGAIN:  # a UNIX socket whose backlog is full: nothing to wait on but time
+                await _retry_connect(sock, sockaddr)
+            else:
+                await trio.lowlevel.wait_writable(sock)
+        if scope.cancelled_caught:
+            raise OSError(errno.ETIMEDOUT, "timed out") from None
+        number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            raise OSError(number, "connect failed") from None
+
+
+async def _retry_connect(sock: socket.socket, sockaddr: Any) -> None:
+    pause = 0.001
+    while True:
+        await trio.sleep(pause)
+        pause = min(pause * 2, 0.1)
+        try:
+            sock.connect(sockaddr)
+        except BlockingIOError:
+            continue
+        return
+
+
+def connect_failed(error: OSError, address: Address, hint: str = "") -> VsockfwdError:
+    """A failed connect as the error that a user reads."""
+    return from_oserror(error, f"connect to {address.bare()}", hint=hint)
+
+
+def listen_failed(error: OSError, address: Address, hint: str = "") -> VsockfwdError:
+    """A failed listen as the error that a user reads."""
+    return from_oserror(error, f"listen on {address.bare()}", hint=hint)

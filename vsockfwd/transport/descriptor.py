@@ -1,0 +1,184 @@
+"""Descriptors that this process has already: standard input and output, and what it inherited (`fd:N`).
+
+The thing to understand first: a descriptor may be shared with the shell that started us, and O_NONBLOCK belongs to
+the open file, not to the descriptor; to set it would break the terminal for everyone. So a pipe or a terminal is
+opened anew through /proc/self/fd, a socket is read with MSG_DONTWAIT, and a regular file, which never blocks, is used
+as it is. Only where a pipe cannot be opened anew is O_NONBLOCK set, and taken back at the end.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Sequence
+
+import trio
+
+from vsockfwd.address import Address, FdAddress, StdioAddress
+from vsockfwd.errors import CannotCreate, Unreachable, UsageError
+from vsockfwd.identity import OwnPeer
+from vsockfwd.transport import tcp, unix, vsock
+from vsockfwd.transport.base import Features, Listener, SocketListener, Stream, Transport
+
+FEATURES = Features(half_close=True, reset=False)
+
+
+class _End:
+    """One direction's descriptor: owns it if `own`, and gives back what it changed."""
+
+    def __init__(self, fd: int, reading: bool, own: bool) -> None:
+        self.sock: socket.socket | None = None
+        self.given = fd
+        self._restore = False
+        self._own = own
+        mode = os.fstat(fd).st_mode
+        self.may_block = not stat.S_ISREG(mode)
+        if stat.S_ISSOCK(mode):
+            self.sock = socket.socket(fileno=fd)
+            self.fd = fd
+            return
+        self.fd = fd
+        if not self.may_block:
+            return
+        if stat.S_ISFIFO(mode) or os.isatty(fd):
+            self.fd = self._anew(fd, reading)
+        if self.fd == fd and os.get_blocking(fd):
+            os.set_blocking(fd, False)
+            self._restore = True
+
+    @staticmethod
+    def _anew(fd: int, reading: bool) -> int:
+        flags = (os.O_RDONLY if reading else os.O_WRONLY) | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        try:
+            return os.open(f"/proc/self/fd/{fd}", flags)
+        except OSError:  # no /proc, a terminal of another user, a pipe without a reader left
+            return fd
+
+    def close(self) -> None:
+        if self.fd < 0:
+            return
+        trio.lowlevel.notify_closing(self.fd)
+        if self._restore:
+            os.set_blocking(self.fd, True)
+        if self.fd != self.given:
+            os.close(self.fd)
+        if self.sock is not None and not self._own:
+            self.sock.detach()
+        elif self.sock is not None:
+            self.sock.close()
+        elif self._own:
+            os.close(self.given)
+        self.fd = -1
+
+
+class DescriptorStream(Stream):
+    """A stream over one descriptor to read and one to write; they may be the same.
+
+    `own`: close the descriptors themselves when the stream is closed. Without it they are left as they were found,
+    but for what `shutdown_sending` must do to be noticed: it closes a writing descriptor that is no socket.
+    """
+
+    def __init__(self, reading: int, writing: int, name: str, *, own: bool = False) -> None:
+        self.features = FEATURES
+        self.name = name
+        self.peer = OwnPeer(name)
+        self._in = _End(reading, True, own)
+        try:
+            self._out = self._in if reading == writing and self._in.sock else _End(writing, False, own)
+        except BaseException:
+            self._in.close()
+            raise
+
+    def try_receive_into(self, buffer: memoryview) -> int:
+        if self._in.fd < 0:
+            raise OSError(errno.EBADF, "closed")
+        if self._in.sock is not None:
+            return self._in.sock.recv_into(buffer, 0, socket.MSG_DONTWAIT)
+        try:
+            return os.readv(self._in.fd, [buffer])
+        except OSError as error:
+            if error.errno == errno.EIO and os.isatty(self._in.fd):
+                return 0  # a terminal whose other side hung up: its end
+            raise
+
+    def try_send(self, data: memoryview | bytes | bytearray) -> int:
+        if self._out.fd < 0:
+            raise OSError(errno.EPIPE, "closed")
+        if self._out.sock is not None:
+            return self._out.sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        return os.write(self._out.fd, data)
+
+    async def wait_readable(self) -> None:
+        await trio.lowlevel.wait_readable(self._in.fd)
+
+    async def wait_writable(self) -> None:
+        await trio.lowlevel.wait_writable(self._out.fd)
+
+    def shutdown_sending(self) -> None:
+        if self._out.fd < 0:
+            return
+        if self._out.sock is not None:
+            try:
+                self._out.sock.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                if error.errno not in (errno.ENOTCONN, errno.EPIPE, errno.ECONNRESET):
+                    raise
+            return
+        given, ours = self._out.given, self._out.given != self._in.given
+        self._out.close()
+        if ours and stat.S_ISFIFO(os.fstat(given).st_mode):
+            # The reader of a pipe sees the end only when every descriptor is closed, the one we were given too.
+            # Its number stays taken, so that nothing else lands on descriptor 1.
+            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(null, given)
+            os.close(null)
+
+    def close(self) -> None:
+        self._in.close()
+        if self._out is not self._in:
+            self._out.close()
+
+
+class StdioTransport(Transport[StdioAddress]):
+    """`stdio` and `-`"""
+
+    async def connect(self, address: StdioAddress, *, privileged: bool = False) -> Stream:
+        try:
+            return DescriptorStream(0, 1, "stdio")
+        except OSError as error:
+            raise Unreachable(f"stdio: standard input or output is not open: {error.strerror}") from None
+
+
+class FdTransport(Transport[FdAddress]):
+    """`fd:N`: a connected socket, a pipe, a file or a terminal; listening: a socket that listens already."""
+
+    async def connect(self, address: FdAddress, *, privileged: bool = False) -> Stream:
+        try:
+            return DescriptorStream(address.number, address.number, address.bare(), own=address.number > 2)
+        except OSError as error:
+            raise Unreachable(f"{address.bare()}: {(error.strerror or '').lower()}", hint="is it inherited?") from None
+
+    async def listen(self, address: FdAddress) -> Sequence[Listener]:
+        try:
+            sock = socket.socket(fileno=os.dup(address.number))
+        except OSError as error:
+            raise CannotCreate(f"{address.bare()}: {(error.strerror or '').lower()}", hint="is it inherited?") from None
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.close()
+            raise UsageError(f"{address.bare()}: that socket does not listen")
+        return [listener_over(sock, address)]
+
+
+def listener_over(sock: socket.socket, address: Address) -> SocketListener:
+    """A listener over a socket that listens already, of whatever family it is."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        return tcp.TcpListener(sock, address)
+    if sock.family == socket.AF_UNIX:
+        return unix.UnixListener(sock, address, None)
+    if sock.family == getattr(socket, "AF_VSOCK", None):
+        return vsock.VsockListener(sock, address)
+    family = sock.family
+    sock.close()
+    raise UsageError(f"{address.bare()}: no transport for sockets of the family {family}")

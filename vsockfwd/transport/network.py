@@ -1,0 +1,54 @@
+"""The set of transports that a process has, by scheme: what the engine dials and listens through.
+
+A value, not a registry: tests hand the engine a network with memory streams or faults in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vsockfwd.address import Address
+from vsockfwd.errors import UsageError
+from vsockfwd.transport.base import Listener, Stream, Transport
+from vsockfwd.transport.descriptor import FdTransport, StdioTransport
+from vsockfwd.transport.hybrid import HybridTransport
+from vsockfwd.transport.tcp import TcpTransport
+from vsockfwd.transport.unix import AbstractTransport, UnixTransport
+from vsockfwd.transport.vsock import VsockTransport
+
+
+class Network:
+    """Dials and listens on any address whose scheme it has a transport for."""
+
+    def __init__(self, transports: Mapping[str, Transport[Any]]) -> None:
+        self.transports = transports
+
+    async def connect(self, address: Address, *, privileged: bool = False) -> Stream:
+        """Open a stream. Raises a VsockfwdError, see Transport.connect."""
+        return await self._of(address).connect(address, privileged=privileged)
+
+    async def listen(self, address: Address) -> Sequence[Listener]:
+        """Listen. Raises a VsockfwdError, see Transport.listen."""
+        return await self._of(address).listen(address)
+
+    def _of(self, address: Address) -> Transport[Any]:
+        transport = self.transports.get(address.scheme)
+        if transport is None:
+            raise UsageError(f"{address}: streams do not go over {address.scheme} here")
+        return transport
+
+
+def system_network() -> Network:
+    """Every transport that this machine's kernel may have."""
+    return Network(
+        {
+            "vsock": VsockTransport(),
+            "hybrid": HybridTransport(),
+            "tcp": TcpTransport(),
+            "unix": UnixTransport(),
+            "abstract": AbstractTransport(),
+            "stdio": StdioTransport(),
+            "fd": FdTransport(),
+        }
+    )

@@ -1,0 +1,211 @@
+"""TCP over IPv4 and IPv6. Names with several addresses are dialled as trio does (happy eyeballs, RFC 8305).
+
+The shortest address is the safe one: without a host it is loopback, both families of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import trio
+
+from vsockfwd.address import TcpAddress
+from vsockfwd.errors import NameNotResolved, VsockfwdError
+from vsockfwd.identity import NetworkPeer
+from vsockfwd.transport.base import (
+    BACKLOG,
+    CONNECT_TIMEOUT,
+    Features,
+    SocketListener,
+    SocketStream,
+    Stream,
+    Transport,
+    connect_failed,
+    connect_socket,
+    listen_failed,
+)
+
+FEATURES = Features(half_close=True, reset=True)
+LOOPBACK = ("127.0.0.1", "::1")
+
+
+def network_peer(sockaddr: Any) -> NetworkPeer:
+    """The identity in an inet socket address; an IPv4 peer of a dual-stack socket is shown as IPv4."""
+    return NetworkPeer(sockaddr[0].removeprefix("::ffff:"), sockaddr[1])
+
+
+def numeric(host: str) -> tuple[socket.AddressFamily, str] | None:
+    """The family of a literal IP address, or None for a name."""
+    try:
+        literal = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    return (socket.AF_INET6 if literal.version == 6 else socket.AF_INET), host
+
+
+class TcpListener(SocketListener):
+    """A TCP listener; accepted streams have TCP_NODELAY, since a relay must not add delays of its own."""
+
+    def stream_of(self, sock: socket.socket, peer: Any) -> Stream:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        who = network_peer(peer)
+        return SocketStream(sock, FEATURES, who, f"tcp:{who}")
+
+
+class TcpTransport(Transport[TcpAddress]):
+    """`tcp:`"""
+
+    async def connect(self, address: TcpAddress, *, privileged: bool = False) -> Stream:
+        try:
+            if not address.host:
+                return await self._connect_loopback(address)
+            if found := numeric(address.host):
+                return await self._connect_literal(*found, address)
+            return await self._connect_name(address)
+        except OSError as error:
+            raise connect_failed(error, address) from None
+
+    async def _connect_loopback(self, address: TcpAddress) -> Stream:
+        try:
+            return await self._connect_literal(socket.AF_INET, LOOPBACK[0], address)
+        except ConnectionRefusedError as refused:
+            try:
+                return await self._connect_literal(socket.AF_INET6, LOOPBACK[1], address)
+            except OSError:
+                raise refused from None
+
+    async def _connect_literal(self, family: socket.AddressFamily, host: str, address: TcpAddress) -> Stream:
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await connect_socket(sock, (host, address.port), address)
+        except BaseException:
+            sock.close()
+            raise
+        return SocketStream(sock, FEATURES, NetworkPeer(host, address.port), address.bare())
+
+    async def _connect_name(self, address: TcpAddress) -> Stream:
+        timeout = address.option("connect-timeout", CONNECT_TIMEOUT)
+        try:
+            with trio.fail_after(timeout):
+                stream = await trio.open_tcp_stream(address.host, address.port)
+        except trio.TooSlowError:
+            raise OSError(errno.ETIMEDOUT, "timed out") from None
+        except socket.gaierror as error:
+            raise name_failed(error, address.host) from None
+        except OSError as error:
+            raise _one_of(error) from None
+        family = stream.socket.family
+        sock = socket.socket(family, socket.SOCK_STREAM, 0, fileno=stream.socket.detach())
+        sock.setblocking(False)
+        try:
+            peer = network_peer(sock.getpeername())
+        except OSError:
+            sock.close()
+            raise
+        return SocketStream(sock, FEATURES, peer, address.bare())
+
+    async def listen(self, address: TcpAddress) -> Sequence[TcpListener]:
+        try:
+            if address.host == "*":
+                return [_bind_any(address)]
+            if not address.host:
+                return _bind_loopback(address)
+            if found := numeric(address.host):
+                return [_bind(*found, address.port, address)]
+            return _bind_all(await _resolve(address), address)
+        except OSError as error:
+            raise listen_failed(error, address, _listen_hint(error, address)) from None
+
+
+def name_failed(error: socket.gaierror, host: str) -> VsockfwdError:
+    """A resolver's error as the error that a user reads."""
+    return NameNotResolved(f"the name {host} does not resolve: {(error.strerror or str(error)).lower()}")
+
+
+def _one_of(error: OSError) -> OSError:
+    """trio tells of several failed attempts in one OSError without a number: the first cause says what to do."""
+    causes = list(error.__cause__.exceptions) if isinstance(error.__cause__, ExceptionGroup) else [error.__cause__]
+    numbered = [cause for cause in causes if isinstance(cause, OSError) and cause.errno]
+    return error if error.errno or not numbered else numbered[0]
+
+
+async def _resolve(address: TcpAddress) -> list[tuple[socket.AddressFamily, str]]:
+    try:
+        found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        raise name_failed(error, address.host) from None
+    return list(dict.fromkeys((family, str(sockaddr[0])) for family, _, _, _, sockaddr in found))
+
+
+def _bind(
+    family: socket.AddressFamily, host: str, port: int, address: TcpAddress, *, both_families: bool = False
+) -> TcpListener:
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both_families)
+        sock.bind((host, port))
+        sock.listen(address.option("backlog", BACKLOG))
+    except BaseException:
+        sock.close()
+        raise
+    shown = "*" if both_families or address.host == "*" else host
+    return TcpListener(sock, TcpAddress(shown, sock.getsockname()[1], options=address.options))
+
+
+def _bind_any(address: TcpAddress) -> TcpListener:
+    try:
+        return _bind(socket.AF_INET6, "::", address.port, address, both_families=True)
+    except OSError as error:
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            raise
+        return _bind(socket.AF_INET, "0.0.0.0", address.port, address)
+
+
+def _bind_loopback(address: TcpAddress) -> list[TcpListener]:
+    return _bind_all([(socket.AF_INET, LOOPBACK[0]), (socket.AF_INET6, LOOPBACK[1])], address)
+
+
+def _bind_all(places: list[tuple[socket.AddressFamily, str]], address: TcpAddress) -> list[TcpListener]:
+    """Bind the same port on every address; a family that this machine lacks is left out, unless it is the only one.
+
+    With port 0 the kernel chooses for the first; a later one that finds it taken makes all start again.
+    """
+    attempts = 1 if address.port else 8
+    while True:
+        attempts -= 1
+        listeners: list[TcpListener] = []
+        try:
+            for family, host in places:
+                port = listeners[0].address.port if listeners else address.port  # type: ignore[attr-defined]
+                try:
+                    listeners.append(_bind(family, host, port, address))
+                except OSError as error:
+                    if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                        raise
+            if not listeners:
+                raise OSError(errno.EADDRNOTAVAIL, "no such address")
+            return listeners
+        except OSError as error:
+            for listener in listeners:
+                with contextlib.suppress(OSError):
+                    listener.close()
+            if error.errno != errno.EADDRINUSE or not attempts:
+                raise
+
+
+def _listen_hint(error: OSError, address: TcpAddress) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"another program listens there (ss -ltnp 'sport = :{address.port}' names it); port 0 picks a free one"
+    if error.errno == errno.EACCES and 0 < address.port < 1024:
+        return "ports below 1024 need root or CAP_NET_BIND_SERVICE"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this machine has no such address"
+    return ""

@@ -1,0 +1,162 @@
+"""UNIX stream sockets, in the file system and in Linux's abstract namespace.
+
+The thing to understand first: a socket's file is made with its final permissions (0600 unless the address says
+`mode=`), not narrowed afterwards, and the file that a killed run left behind is told from one that is in use by
+connecting to it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from vsockfwd.address import AbstractAddress, Address, UnixAddress
+from vsockfwd.errors import Refused, Unreachable, VsockfwdError
+from vsockfwd.identity import Identity, UnixPeer
+from vsockfwd.transport.base import (
+    BACKLOG,
+    Features,
+    SocketListener,
+    SocketStream,
+    Stream,
+    Transport,
+    connect_failed,
+    connect_socket,
+    listen_failed,
+)
+
+FEATURES = Features(half_close=True, reset=False)
+PRIVATE = 0o600
+_CREDENTIALS = struct.Struct("iII")
+
+
+def credentials(sock: socket.socket) -> UnixPeer:
+    """Who connected a UNIX socket, or who listened (SO_PEERCRED, unix(7))."""
+    pid, uid, gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return UnixPeer(uid, gid, pid)
+
+
+class UnixListener(SocketListener):
+    """A listener on a UNIX socket; takes its file with it when it closes, if it is still its own."""
+
+    def __init__(self, sock: socket.socket, address: Address, path: bytes | None) -> None:
+        super().__init__(sock, address)
+        self._path = path
+        self._inode = os.stat(path) if path is not None else None
+
+    def stream_of(self, sock: socket.socket, peer: Any) -> Stream:
+        who = self.identify(sock)
+        return SocketStream(sock, FEATURES, who, f"{self.address.scheme} peer {who}")
+
+    def identify(self, sock: socket.socket) -> Identity:
+        return credentials(sock)
+
+    def close(self) -> None:
+        if self._path is not None and self._inode is not None:
+            try:
+                if os.path.samestat(os.stat(self._path), self._inode):
+                    os.unlink(self._path)
+            except OSError:
+                pass  # somebody else took the file away, or its directory
+            self._inode = None
+        super().close()
+
+
+async def connect_unix(sockaddr: bytes, address: Address) -> socket.socket:
+    """Connect to a UNIX socket. Raises VsockfwdError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        await connect_socket(sock, sockaddr, address)
+    except OSError as error:
+        sock.close()
+        raise _connect_error(error, address) from None
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _connect_error(error: OSError, address: Address) -> VsockfwdError:
+    if error.errno == errno.ENOENT:
+        return Unreachable(f"connect to {address.bare()}: no such socket", hint="is its server running?")
+    if error.errno == errno.ECONNREFUSED:
+        return Refused(f"connect to {address.bare()}: nothing listens on that socket", hint="is its server running?")
+    hint = "the socket belongs to another user" if error.errno in (errno.EACCES, errno.EPERM) else ""
+    return connect_failed(error, address, hint)
+
+
+def listen_unix(path: bytes, address: Address) -> socket.socket:
+    """Bind and listen on a path. Raises OSError; EADDRINUSE only where somebody answers there, or no socket stands."""
+    mode = address.option("mode", PRIVATE)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        # Linux gives the file the mode that the socket's own inode has, less the umask (af_unix.c, unix_bind_bsd):
+        # so there is no moment in which it is open to more than it should be.
+        os.fchmod(sock.fileno(), mode)
+        try:
+            sock.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not _left_behind(path):
+                raise
+            os.unlink(path)
+            sock.bind(path)
+        if mode != PRIVATE:
+            os.chmod(path, mode)
+        sock.listen(address.option("backlog", BACKLOG))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _left_behind(path: bytes) -> bool:
+    """Whether a socket's file stands there that nobody listens on any more."""
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        return probe.connect_ex(path) == errno.ECONNREFUSED
+
+
+def listen_unix_failed(error: OSError, address: Address) -> VsockfwdError:
+    """A failed listen as the error that a user reads."""
+    hint = "something stands there already: a server that runs, or a file" if error.errno == errno.EADDRINUSE else ""
+    if error.errno == errno.ENOENT:
+        hint = "its directory does not exist"
+    return listen_failed(error, address, hint)
+
+
+class UnixTransport(Transport[UnixAddress]):
+    """`unix:`"""
+
+    async def connect(self, address: UnixAddress, *, privileged: bool = False) -> Stream:
+        sock = await connect_unix(address.path, address)
+        return SocketStream(sock, FEATURES, credentials(sock), address.bare())
+
+    async def listen(self, address: UnixAddress) -> Sequence[UnixListener]:
+        try:
+            return [UnixListener(listen_unix(address.path, address), address, address.path)]
+        except OSError as error:
+            raise listen_unix_failed(error, address) from None
+
+
+class AbstractTransport(Transport[AbstractAddress]):
+    """`abstract:`"""
+
+    async def connect(self, address: AbstractAddress, *, privileged: bool = False) -> Stream:
+        sock = await connect_unix(b"\0" + address.name, address)
+        return SocketStream(sock, FEATURES, credentials(sock), address.bare())
+
+    async def listen(self, address: AbstractAddress) -> Sequence[UnixListener]:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.bind(b"\0" + address.name)
+            sock.listen(address.option("backlog", BACKLOG))
+        except OSError as error:
+            sock.close()
+            raise listen_unix_failed(error, address) from None
+        return [UnixListener(sock, address, None)]

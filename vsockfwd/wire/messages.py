@@ -1,0 +1,101 @@
+"""The typed payloads of control frames: msgpack maps, unknown fields ignored, every field bounded.
+
+HELLO and OPEN keep their encoding for ever, since both sides read them before a version is agreed on; the rest may
+follow the version.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from vsockfwd.errors import TEXT_LIMIT, Code, PeerBrokeProtocol, VsockfwdError, from_code, printable
+from vsockfwd.wire.frames import FRAME_LIMIT, HANDSHAKE_LIMIT, Buffer
+
+TOKEN_LENGTH = 16
+"""Bytes of a session's token: 128 random bits."""
+
+FRAME_LIMIT_MAX = 16 << 20
+"""The largest frame that this side ever agrees to."""
+
+Version = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
+Versions = Annotated[tuple[Version, ...], msgspec.Meta(min_length=1, max_length=32)]
+ModeName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+Text = Annotated[str, msgspec.Meta(max_length=TEXT_LIMIT)]
+FrameSize = Annotated[int, msgspec.Meta(ge=HANDSHAKE_LIMIT, le=1 << 31)]
+Token = Annotated[bytes, msgspec.Meta(min_length=TOKEN_LENGTH, max_length=TOKEN_LENGTH)]
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """Who speaks: protocol versions, the software's name, the largest frame taken."""
+
+    versions: Versions
+    software: Text = ""
+    frame: FrameSize = FRAME_LIMIT
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """The agent's welcome: the version chosen, the session's token, what the agent can do and as whom it saw us."""
+
+    version: Version
+    token: Token
+    frame: FrameSize = FRAME_LIMIT
+    modes: Annotated[dict[ModeName, Versions], msgspec.Meta(max_length=64)] = {}
+    seen_as: Text = ""
+
+
+class Open(msgspec.Struct, frozen=True):
+    """A request for one stream: the session's token, the mode, the mode's versions, the mode's own arguments."""
+
+    token: Token
+    mode: ModeName
+    versions: Versions
+    arguments: msgspec.Raw = msgspec.Raw(b"\xc0")
+
+
+class Ok(msgspec.Struct, frozen=True):
+    """The answer to OPEN: the mode's version chosen, the mode's own reply."""
+
+    version: Version
+    reply: msgspec.Raw = msgspec.Raw(b"\xc0")
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """The payload of ERROR, RESET and BYE; the code stands in the frame's header."""
+
+    text: Annotated[str, msgspec.Meta(max_length=4 * TEXT_LIMIT)] = ""
+    hint: Annotated[str, msgspec.Meta(max_length=4 * TEXT_LIMIT)] = ""
+    errno: Annotated[int, msgspec.Meta(ge=0, le=4095)] = 0
+
+
+M = TypeVar("M", bound=msgspec.Struct)
+
+_encoder = msgspec.msgpack.Encoder()
+encode = _encoder.encode
+
+
+def decode(payload: Buffer, kind: type[M], what: str) -> M:
+    """Decode a peer's payload. Raises PeerBrokeProtocol, which names the frame and the field."""
+    try:
+        return msgspec.msgpack.decode(payload, type=kind)
+    # A msgpack string that is not UTF-8 comes as UnicodeDecodeError, a hostile nesting as RecursionError.
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PeerBrokeProtocol(f"the peer's {what} makes no sense: {printable(str(error), 200)}") from None
+
+
+def failure_of(error: VsockfwdError) -> bytes:
+    """An error as the payload of ERROR or RESET, cut to what a peer will keep."""
+    return encode(Failure(error.message[:TEXT_LIMIT], error.hint[:TEXT_LIMIT], max(0, min(error.errno, 4095))))
+
+
+def error_of(code: int, payload: Buffer, who: str) -> VsockfwdError:
+    """The error that a peer's ERROR or RESET stands for; its text is made fit for a terminal here."""
+    failure = decode(payload, Failure, "error") if len(payload) else Failure()
+    text = printable(failure.text) or f"code {code}"
+    return from_code(code or Code.INTERNAL, f"{who}: {text}", hint=printable(failure.hint), errno=failure.errno)
+
+
+def choose(ours: tuple[int, ...], theirs: tuple[int, ...]) -> int | None:
+    """The highest version that both sides speak."""
+    return max(set(ours) & set(theirs), default=None)
