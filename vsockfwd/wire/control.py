@@ -16,8 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vsockfwd.errors import Reset, Unreachable, VersionMismatch, VsockfwdError
-from vsockfwd.wire.frames import VERSIONS, Buffer, FrameType, RawFrame, pack
+from vsockfwd.errors import PeerBrokeProtocol, Reset, Unreachable, VersionMismatch, VsockfwdError
+from vsockfwd.wire.frames import FRAME_LIMIT, VERSIONS, Buffer, FrameType, RawFrame, pack
 from vsockfwd.wire.machine import NOT_AN_AGENT, Machine, Role, State
 from vsockfwd.wire.messages import Hello, Ready, choose, decode, encode, error_of, failure_of
 
@@ -85,11 +85,14 @@ class ControlMachine(Machine):
         },
     }
     opening = frozenset({FrameType.READY})
+    offered_frame = FRAME_LIMIT
+    """The largest frame, in bytes, that our HELLO offered to take."""
 
     # --- verbs: each returns the bytes to send
 
     def hello(self, hello: Hello) -> bytes:
         """Both sides: say who speaks."""
+        self.offered_frame = hello.frame
         return self._sending(FrameType.HELLO) + pack(FrameType.HELLO, encode(hello))
 
     def ready(self, ready: Ready) -> bytes:
@@ -118,8 +121,8 @@ class ControlMachine(Machine):
         """Events of these bytes, in order. Raises PeerBrokeProtocol, or VersionMismatch for a HELLO of no use."""
         events = []
         for item in self._frames(data):
-            # The table has no row for DATA here: what comes through is a whole frame.
-            assert isinstance(item, RawFrame)
+            if not isinstance(item, RawFrame):
+                raise PeerBrokeProtocol("the peer sent DATA on a control connection, which carries none")
             events.append(self._event(item))
         return events
 
@@ -136,7 +139,7 @@ class ControlMachine(Machine):
                     )
                 return Greeted(hello, version)
             case FrameType.READY:
-                return Welcomed(decode(frame.payload, Ready, "READY"))
+                return Welcomed(self._check_ready(decode(frame.payload, Ready, "READY")))
             case FrameType.ERROR:
                 return Refused(error_of(frame.code, frame.payload, "the agent"))
             case FrameType.PING:
@@ -145,6 +148,14 @@ class ControlMachine(Machine):
                 return Ponged(bytes(frame.payload[:PING_LIMIT]))
             case _:
                 return Farewell(error_of(frame.code, frame.payload, f"the {self.role.other.value}"))
+
+    def _check_ready(self, ready: Ready) -> Ready:
+        """An agent chooses among what the client offered."""
+        if ready.version not in VERSIONS:
+            raise VersionMismatch(f"the agent chose protocol version {ready.version}, which was not offered")
+        if ready.frame > self.offered_frame:
+            raise PeerBrokeProtocol(f"the agent chose frames of {ready.frame} bytes, {self.offered_frame} were offered")
+        return ready
 
     def receive_eof(self) -> None:
         """The bytes are at their end. Returns quietly after ERROR or BYE; raises what it means otherwise."""

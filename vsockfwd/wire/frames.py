@@ -203,7 +203,7 @@ def check_preface(data: Buffer, expected: bytes) -> None:
     if expected.startswith(start):
         return
     ours = CLIENT_PREFACE if expected == AGENT_PREFACE else AGENT_PREFACE
-    if start == ours:
+    if ours.startswith(start):
         who = "a client" if ours == CLIENT_PREFACE else "an agent"
         raise PeerBrokeProtocol(f"the peer is {who} too, or an echo", hint="one side must be `vsockfwd serve`")
     raise PeerBrokeProtocol(

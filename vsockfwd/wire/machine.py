@@ -80,7 +80,7 @@ class Machine:
         """Check and note that we are about to send a frame; returns the preface if it is still owed."""
         self.ours = self._next(self.role, self.ours, kind, LocalProtocolError, "we")
         if kind in self.opening:
-            self.ours = self.theirs = State.OPEN
+            self._open()
         if self._sent_preface:
             return b""
         self._sent_preface = True
@@ -106,7 +106,12 @@ class Machine:
     def _received(self, kind: int) -> None:
         self.theirs = self._next(self.role.other, self.theirs, kind, PeerBrokeProtocol, "the peer")
         if kind in self.opening:
-            self.ours = self.theirs = State.OPEN
+            self._open()
+
+    def _open(self) -> None:
+        """Set both directions free, but for one that is over already: a RESET and an OK may cross."""
+        self.ours = self.ours if self.ours is State.OVER else State.OPEN
+        self.theirs = self.theirs if self.theirs is State.OVER else State.OPEN
 
     def _next(self, role: Role, state: State, kind: int, error: type[Exception], who: str) -> State:
         row = self.tables[role].get(state, {})

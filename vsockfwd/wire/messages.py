@@ -16,9 +16,6 @@ from vsockfwd.wire.frames import FRAME_LIMIT, HANDSHAKE_LIMIT, Buffer
 TOKEN_LENGTH = 16
 """Bytes of a session's token: 128 random bits."""
 
-FRAME_LIMIT_MAX = 16 << 20
-"""The largest frame that this side ever agrees to."""
-
 Version = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 Versions = Annotated[tuple[Version, ...], msgspec.Meta(min_length=1, max_length=32)]
 ModeName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -78,7 +75,8 @@ encode = _encoder.encode
 def decode(payload: Buffer, kind: type[M], what: str) -> M:
     """Decode a peer's payload. Raises PeerBrokeProtocol, which names the frame and the field."""
     try:
-        return msgspec.msgpack.decode(payload, type=kind)
+        # From a copy: a msgspec.Raw in the result is a view, and the payload's buffer is about to be used again.
+        return msgspec.msgpack.decode(bytes(payload), type=kind)
     # A msgpack string that is not UTF-8 comes as UnicodeDecodeError, a hostile nesting as RecursionError.
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PeerBrokeProtocol(f"the peer's {what} makes no sense: {printable(str(error), 200)}") from None
@@ -86,7 +84,9 @@ def decode(payload: Buffer, kind: type[M], what: str) -> M:
 
 def failure_of(error: VsockfwdError) -> bytes:
     """An error as the payload of ERROR or RESET, cut to what a peer will keep."""
-    return encode(Failure(error.message[:TEXT_LIMIT], error.hint[:TEXT_LIMIT], max(0, min(error.errno, 4095))))
+    # Made printable on this side too: a file's name in a message may hold surrogates, which msgpack cannot carry.
+    text, hint = (printable(words)[:TEXT_LIMIT] for words in (error.message, error.hint))
+    return encode(Failure(text, hint, max(0, min(error.errno, 4095))))
 
 
 def error_of(code: int, payload: Buffer, who: str) -> VsockfwdError:

@@ -109,10 +109,13 @@ class StreamMachine(Machine):
         return self._sending(FrameType.OPEN) + pack(FrameType.OPEN, payload)
 
     def accept(self, version: int, reply: msgspec.Struct | None = None) -> bytes:
-        """Agent: OK."""
+        """Agent: OK. Raises LocalProtocolError where the reply is larger than a client takes at this point."""
+        payload = encode(Ok(version, msgspec.Raw(encode(reply))))
+        if len(payload) > HANDSHAKE_LIMIT:
+            raise LocalProtocolError(f"a reply of {len(payload)} bytes, where {HANDSHAKE_LIMIT} are the limit")
         preface = self._sending(FrameType.OK)
         self.parser.limit = self.frame_limit
-        return preface + pack(FrameType.OK, encode(Ok(version, msgspec.Raw(encode(reply)))))
+        return preface + pack(FrameType.OK, payload)
 
     def refuse(self, error: VsockfwdError) -> bytes:
         """Agent: ERROR, and nothing after it."""
@@ -120,6 +123,8 @@ class StreamMachine(Machine):
 
     def data_header(self, length: int) -> bytes:
         """The header of a DATA frame whose payload the caller sends right behind it."""
+        if length > self.frame_limit:
+            raise LocalProtocolError(f"DATA of {length} bytes, where {self.frame_limit} are the limit")
         self._sending(FrameType.DATA)
         return HEADER.pack(FrameType.DATA, 0, 0, length)
 

@@ -1,0 +1,231 @@
+"""The raw relay: every end is passed on as what it was, nothing is lost, nothing is left open."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from vsockfwd.engine.pump import BufferPool
+from vsockfwd.engine.relay import relay
+from vsockfwd.events import Ending, Outcome
+from vsockfwd.identity import OwnPeer
+from vsockfwd.transport.base import Features, SocketStream, Stream
+from vsockfwd.transport.memory import memory_pair
+
+BIG = 30 << 20
+
+
+def tcp_pair(name: str) -> tuple[SocketStream, SocketStream]:
+    """A stream for the relay, and its neighbour."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        far, _ = server.accept()
+    for sock in (near, far):
+        sock.setblocking(False)
+    features = Features(reset=True)
+    return (
+        SocketStream(near, features, OwnPeer(name), name),
+        SocketStream(far, features, OwnPeer(name), f"neighbour of {name}"),
+    )
+
+
+class Joined:
+    """A relay at work between two neighbours."""
+
+    def __init__(self, client: Stream, server: Stream) -> None:
+        self.client = client
+        self.server = server
+        self.outcome: Outcome | None = None
+
+
+@pytest.fixture(params=["tcp", "memory"])
+def pair(request: pytest.FixtureRequest) -> Callable[[str], tuple[Stream, Stream]]:
+    return tcp_pair if request.param == "tcp" else lambda name: memory_pair(near=name, far=name)
+
+
+async def start(nursery: trio.Nursery, pair: Callable[[str], tuple[Stream, Stream]], **how: float) -> Joined:
+    near, client = pair("near")
+    far, server = pair("far")
+    joined = Joined(client, server)
+
+    async def run() -> None:
+        joined.outcome = await relay(near, far, BufferPool(), **how)
+
+    nursery.start_soon(run)
+    return joined
+
+
+async def read_all(stream: Stream) -> int:
+    total = 0
+    while data := await stream.receive_some(1 << 20):
+        total += len(data)
+    return total
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+async def test_a_reply_after_a_half_close_from_either_side_arrives_whole(pair, first):
+    async with trio.open_nursery() as nursery:
+        joined = await start(nursery, pair)
+        asks, answers = (joined.client, joined.server) if first == "client" else (joined.server, joined.client)
+        await asks.send_all(b"question")
+        await asks.send_eof()
+        assert await answers.receive_some() == b"question"
+        assert await answers.receive_some() == b""
+
+        async def answer() -> None:
+            block = bytes(1 << 20)
+            for _ in range(BIG >> 20):
+                await answers.send_all(block)
+            await answers.send_eof()
+
+        nursery.start_soon(answer)
+        with trio.fail_after(20):
+            assert await read_all(asks) == BIG
+    assert joined.outcome is not None
+    assert joined.outcome.clean
+    assert sorted((joined.outcome.sent, joined.outcome.received)) == [8, BIG]
+    joined.client.close()
+    joined.server.close()
+
+
+async def test_a_server_that_speaks_first_is_heard(pair):
+    async with trio.open_nursery() as nursery:
+        joined = await start(nursery, pair)
+        await joined.server.send_all(b"220 hello\r\n")
+        with trio.fail_after(5):
+            assert await joined.client.receive_some() == b"220 hello\r\n"
+        joined.client.close()
+        joined.server.close()
+
+
+async def test_a_reset_of_the_server_reaches_the_client_as_a_reset_not_as_an_end(pair):
+    async with trio.open_nursery() as nursery:
+        joined = await start(nursery, pair)
+        await joined.server.send_all(b"half of it")
+        with trio.fail_after(5):
+            assert await joined.client.receive_some() == b"half of it"
+            joined.server.abort()
+            with pytest.raises(trio.BrokenResourceError) as caught:
+                await joined.client.receive_some()
+            assert isinstance(caught.value.__cause__, OSError)
+            assert caught.value.__cause__.errno == errno.ECONNRESET
+    assert joined.outcome is not None
+    assert joined.outcome.ending is Ending.RESET
+    assert joined.outcome.by == "far"
+    joined.client.close()
+
+
+async def test_an_answer_given_before_the_server_stopped_listening_is_delivered(pair):
+    """HTTP's 413: the server answers an upload it does not want and closes."""
+    async with trio.open_nursery() as nursery:
+        joined = await start(nursery, pair)
+        await joined.client.send_all(b"first part of an upload")
+        assert await joined.server.receive_some()
+        await joined.server.send_all(b"413 too large")
+        await joined.server.send_eof()
+        with trio.fail_after(5):
+            assert await joined.client.receive_some() == b"413 too large"
+            assert await joined.client.receive_some() == b""
+        joined.server.close()
+        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+            while True:
+                await joined.client.send_all(bytes(1 << 16))
+    assert joined.outcome is not None
+    assert joined.outcome.ending is Ending.RESET
+    joined.client.close()
+
+
+async def test_the_shutdown_is_withheld_from_a_dialled_side_that_cannot_carry_it():
+    near, client = memory_pair()
+    far, server = memory_pair(Features(half_close=False))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay, near, far, BufferPool())
+        await client.send_all(b"question")
+        await client.send_eof()
+        assert await server.receive_some() == b"question"
+        with trio.move_on_after(0.05) as scope:
+            await server.receive_some()
+        assert scope.cancelled_caught, "the server saw an end that would have killed its reply"
+        await server.send_all(b"reply")
+        server.close()
+        with trio.fail_after(5):
+            assert await client.receive_some() == b"reply"
+            assert await client.receive_some() == b""
+    client.close()
+
+
+async def test_the_end_of_the_server_reaches_a_client_whose_transport_cannot_carry_a_half_close():
+    near, client = memory_pair(Features(half_close=False))
+    far, server = memory_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay, near, far, BufferPool())
+        await server.send_all(b"all there is")
+        await server.send_eof()
+        with trio.fail_after(5):
+            assert await client.receive_some() == b"all there is"
+            assert await client.receive_some() == b""
+        client.close()
+        server.close()
+
+
+async def test_idle_relays_end_when_asked_to(pair):
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            joined = await start(nursery, pair, idle=0.1)
+    assert joined.outcome is not None
+    assert joined.outcome.ending is Ending.TIMED_OUT
+    joined.client.close()
+    joined.server.close()
+
+
+async def test_half_open_relays_are_bounded_by_inactivity_only_when_asked_to(pair):
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            joined = await start(nursery, pair, half_open=0.1)
+            await joined.client.send_eof()
+            assert await joined.server.receive_some() == b""
+    assert joined.outcome is not None
+    assert joined.outcome.ending is Ending.TIMED_OUT
+    joined.client.close()
+    joined.server.close()
+
+
+async def test_a_cancelled_relay_resets_both_neighbours_and_keeps_no_socket(pair):
+    async with trio.open_nursery() as nursery:
+        joined = await start(nursery, pair)
+        await joined.client.send_all(b"x")
+        assert await joined.server.receive_some() == b"x"
+        nursery.cancel_scope.cancel()
+    for stream in (joined.client, joined.server):
+        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+        stream.close()
+
+
+async def test_an_idle_relay_holds_no_buffer(pair):
+    class Counting(BufferPool):
+        lent = 0
+
+        def borrow(self) -> memoryview:
+            Counting.lent += 1
+            return super().borrow()
+
+        def give_back(self, buffer: memoryview) -> None:
+            Counting.lent -= 1
+            super().give_back(buffer)
+
+    near, client = pair("near")
+    far, server = pair("far")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay, near, far, Counting())
+        await client.send_all(b"x")
+        assert await server.receive_some() == b"x"
+        await trio.testing.wait_all_tasks_blocked()
+        assert Counting.lent == 0
+        nursery.cancel_scope.cancel()
+    client.close()
+    server.close()

@@ -1,0 +1,52 @@
+"""An agent and a client in one process, joined by memory, and what was reported."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from vsockfwd.address import Address, parse
+from vsockfwd.contract import Mode
+from vsockfwd.engine import Engine
+from vsockfwd.engine.agent import Agent
+from vsockfwd.engine.server import serve_listeners
+from vsockfwd.events import Event
+from vsockfwd.modes.forward import MODE as FORWARD
+from vsockfwd.policy import Policy
+
+
+@dataclass
+class World:
+    """A network with memory in it, what was reported, and an agent at `target` once it is started."""
+
+    engine: Engine
+    events: list[Event] = field(default_factory=list)
+    target: Address = field(default_factory=lambda: parse("memory:agent"))
+
+    def reported(self, kind: type[Event]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @contextlib.asynccontextmanager
+    async def agent(self, modes: Mapping[str, Mode] | None = None, **how: Any) -> AsyncIterator[Agent]:
+        """Run an agent for the length of a block; its loss is total, as a kill would be."""
+        schemes = frozenset({"memory"})
+        agent = Agent(self.engine, modes or {"forward": FORWARD}, Policy(os.geteuid()), dialled_schemes=schemes, **how)
+        async with trio.open_nursery() as nursery:
+            listeners = await self.engine.network.listen(self.target)
+            nursery.start_soon(serve_listeners, listeners, agent.handle, self.engine.report)
+            try:
+                yield agent
+            finally:
+                nursery.cancel_scope.cancel()
+
+
+async def settled(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Let other tasks run until a condition holds."""
+    with trio.fail_after(seconds):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await trio.sleep(0.001)

@@ -1,0 +1,34 @@
+"""Real peers for tests: programs of Debian's that are installed, or a reason why a test cannot run.
+
+On a user's machine a missing peer skips the test; where CI=true it fails, since .ci/run installs them all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+PACKAGES = {
+    "socat": "socat",
+    "nginx": "nginx-light",
+    "curl": "curl",
+    "ssh": "openssh-client",
+    "sshd": "openssh-server",
+    "rsync": "rsync",
+    "dig": "dnsutils",
+    "dnsmasq": "dnsmasq-base",
+    "mandoc": "mandoc",
+}
+
+
+def need(program: str) -> str:
+    """The path of a program; skips the test where it is not installed, fails it in CI."""
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin:/usr/local/sbin")
+    if path is not None:
+        return path
+    reason = f"{program} is not installed (Debian: apt-get install {PACKAGES[program]})"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
