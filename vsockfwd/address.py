@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vsockfwd.errors import AddressError
+from vsockfwd.errors import AddressError, printable
 from vsockfwd.identity import CID_ANY, CID_HOST, CID_LOCAL
 
 AGENT_PORT = 876
@@ -37,20 +37,20 @@ _CID_OF_WORD = {number: word for word, number in _CID_WORDS.items()}
 
 
 def _seconds(text: str) -> float:
-    if not re.fullmatch(r"\d{1,9}(\.\d{1,6})?", text) or float(text) == 0:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text) or float(text) == 0:
         raise ValueError("is a number of seconds above 0, such as 5 or 0.5")
     return float(text)
 
 
 def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d{1,15})([KMG]?)", text)
+    match = re.fullmatch(r"([0-9]{1,15})([KMG]?)", text)
     if not match or not int(match[1]):
         raise ValueError("is a number of bytes above 0; K, M and G may follow")
     return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
 
 
 def _count(text: str) -> int:
-    if not re.fullmatch(r"\d{1,9}", text) or not int(text):
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not int(text):
         raise ValueError("is a whole number above 0")
     return int(text)
 
@@ -296,7 +296,10 @@ class _Reader:
                 out.append(int(digits, 16))
                 at += 3
                 continue
-            out += character.encode("utf-8", "surrogateescape")
+            try:
+                out += character.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError:
+                raise self.error("a character that no byte stands for", at) from None
             at += 1
         if len(out) > limit:
             raise self.error(f"{what} has {len(out)} bytes, a UNIX socket's holds {limit}", hint="use a shorter path")
@@ -326,11 +329,14 @@ def _parse_host_port(reader: _Reader) -> tuple[str, int]:
     if host.startswith("["):
         if not host.endswith("]"):
             raise host_part.error("[ without its ]")
+        literal, percent, interface = host[1:-1].partition("%")
         try:
-            ipaddress.IPv6Address(host[1:-1])
+            ipaddress.IPv6Address(literal)
+            if percent and not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", interface):
+                raise ValueError
         except ValueError:
-            raise host_part.error(f"{host[1:-1]!r} is no IPv6 address", host_part.start + 1) from None
-        host = host[1:-1].lower()
+            raise host_part.error(f"{printable(host[1:-1])!r} is no IPv6 address", host_part.start + 1) from None
+        host = literal.lower() + percent + interface
     elif ":" in host:
         raise host_part.error("an IPv6 address stands in brackets", hint="such as tcp:[::1]:8080")
     elif not host:

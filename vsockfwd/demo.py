@@ -210,12 +210,15 @@ def demo(invocation: Invocation) -> int:
         shutil.rmtree(folder, ignore_errors=True)
     over = "AF_VSOCK loopback" if tour.over_vsock else "a UNIX socket"
     if invocation.json:
-        print(json.dumps({"over": over, "jobs": [{n: getattr(r, n) for n in Row.__slots__} for r in tour.rows]}))
+        print(
+            json.dumps(
+                {"event": "demo", "over": over, "jobs": [{n: getattr(r, n) for n in Row.__slots__} for r in tour.rows]}
+            )
+        )
     else:
         _print_table(tour.rows)
-        print(
-            f"\nOver {over}, in {time.monotonic() - began:.0f} s. Two processes of ours on each way; nothing is left behind."
-        )
+        seconds = time.monotonic() - began
+        print(f"\nOver {over}, in {seconds:.0f} s. Two processes of ours on each way; nothing is left behind.")
     return 0 if all(row.verified == "yes" for row in tour.rows) else 1
 
 

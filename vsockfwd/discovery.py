@@ -1,7 +1,7 @@
 """Finding what is installed: modes and commands, by entry points. Built-in ones come through the same door.
 
 A mode that fails to import, or was made for another contract, is listed with its reason and stops nothing else; two of
-one name are refused, both named. Nothing is imported that is not asked for.
+one name are refused, both named; the core's own names stay the core's. Nothing is imported that is not asked for.
 """
 
 from __future__ import annotations
@@ -37,12 +37,16 @@ def find_modes(points: Iterable[EntryPoint] | None = None) -> list[Found]:
     found = []
     by_name = _by_name(entry_points(group=MODES) if points is None else points)
     for name, candidates in sorted(by_name.items()):
-        sources = ", ".join(_source(point) for point in candidates)
-        reason = _name_refused(name, candidates)
-        mode = None
-        if not reason:
-            mode, reason = _load_mode(candidates[0])
-        found.append(Found(name, sources, mode, reason))
+        ours = [point for point in candidates if _is_core(point)]
+        strangers = [point for point in candidates if not _is_core(point)]
+        found += [_found(point) for point in ours]
+        if strangers and (ours or name in RESERVED_MODES):
+            found += [Found(name, _source(point), broken=f"the name {name!r} is the core's") for point in strangers]
+        elif len(strangers) > 1:
+            both = " and ".join(map(_source, strangers))
+            found.append(Found(name, both, broken=f"two of one name: {both}; remove one of them"))
+        else:
+            found += [_found(point) for point in strangers]
     return found
 
 
@@ -51,10 +55,15 @@ def working(found: Iterable[Found]) -> Mapping[str, Mode]:
     return {item.name: item.mode for item in found if item.mode is not None}
 
 
+def _found(point: EntryPoint) -> Found:
+    mode, broken = _load_mode(point)
+    return Found(point.name, _source(point), mode, broken)
+
+
 def _load_mode(point: EntryPoint) -> tuple[Mode | None, str]:
     try:
         mode = point.load()
-    except Exception as error:  # noqa: BLE001 - whatever a stranger's import raises is its own affair
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a stranger's import raises is its own affair
         return None, f"import failed: {type(error).__name__}: {printable(str(error), 200)}"
     if not isinstance(mode, Mode):
         return None, f"{point.value} is no Mode but {type(mode).__name__}"
@@ -65,12 +74,8 @@ def _load_mode(point: EntryPoint) -> tuple[Mode | None, str]:
     return mode, ""
 
 
-def _name_refused(name: str, candidates: list[EntryPoint]) -> str:
-    if name in RESERVED_MODES:
-        return f"the name {name!r} is the core's"
-    if len(candidates) > 1:
-        return "two of one name: " + " and ".join(_source(point) for point in candidates) + "; remove one of them"
-    return ""
+def _is_core(point: EntryPoint) -> bool:
+    return point.dist is not None and point.dist.name == CORE
 
 
 def _source(point: EntryPoint) -> str:
@@ -98,13 +103,13 @@ def load_command(name: str) -> Any:
     candidates = _by_name(entry_points(group=COMMANDS, name=name)).get(name, [])
     if not candidates:
         raise UsageError(f"no command is called {printable(name)!r}", hint=_command_hint(name))
-    core = [point for point in candidates if point.dist is not None and point.dist.name == CORE]
+    core = [point for point in candidates if _is_core(point)]
     if len(candidates) > 1 and not core:
         raise UsageError(f"two packages bring a command {name!r}: " + " and ".join(map(_source, candidates)))
     point = (core or candidates)[0]
     try:
         return point.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(
             f"the command {name!r} of {_source(point)} does not import: {type(error).__name__}: {error}",
             hint="vsockfwd plugins lists what is installed",

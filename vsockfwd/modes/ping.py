@@ -49,6 +49,7 @@ async def _ping(engine: Engine, target: Address, count: int, interval: float, as
                 print(f"round trip {number + 1}: {times[-1] * 1e3:.3f} ms", flush=True)
     if as_json:
         answer = {
+            "event": "ping",
             "target": session.name,
             "seen_as": ready.seen_as,
             "modes": sorted(ready.modes),

@@ -1,0 +1,173 @@
+"""`forward` as a user runs it, with real servers and clients that know nothing of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.process import Server, agent, error_of, run, wait_until
+from tests.peers import need
+
+SIZE = 64 << 20
+
+
+@pytest.fixture
+def website(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """nginx on a UNIX socket with a large file: (socket, digest of the file)."""
+    nginx = need("nginx")
+    root = tmp_path / "www"
+    root.mkdir()
+    content = os.urandom(1 << 20) * (SIZE >> 20)
+    (root / "large").write_bytes(content)
+    path = tmp_path / "web.sock"
+    config = tmp_path / "nginx.conf"
+    user = "user root;" if os.geteuid() == 0 else ""
+    temporary = " ".join(f"{name}_temp_path {tmp_path}/{name};" for name in ("client_body", "proxy", "fastcgi"))
+    temporary += f" uwsgi_temp_path {tmp_path}/uwsgi; scgi_temp_path {tmp_path}/scgi;"
+    config.write_text(
+        f"daemon off; worker_processes 1; {user} pid {tmp_path}/nginx.pid; error_log {tmp_path}/error.log;\n"
+        f"events {{ worker_connections 512; }}\n"
+        f"http {{ access_log off; {temporary} server {{ listen unix:{path}; root {root}; }} }}\n"
+    )
+    process = subprocess.Popen([nginx, "-c", str(config), "-p", str(tmp_path), "-e", str(tmp_path / "error.log")])
+    try:
+        wait_until(path.exists)
+        yield str(path), hashlib.sha256(content).hexdigest()
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def curl(url: str, *flags: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([need("curl"), "-sS", "--max-time", "30", *flags, url], capture_output=True, check=False)
+
+
+def test_curl_fetches_a_file_through_a_raw_forward(website):
+    path, digest = website
+    with Server("forward", "tcp:0", f"unix:{path}") as forward:
+        for host in ("127.0.0.1", "[::1]", "localhost"):
+            done = curl(f"http://{host}:{forward.port}/large")
+            assert done.returncode == 0, done.stderr
+            assert hashlib.sha256(done.stdout).hexdigest() == digest
+
+
+def test_curl_fetches_a_file_through_an_agent(website, tmp_path: Path):
+    path, digest = website
+    target = f"unix:{tmp_path}/agent.sock"
+    with agent(tmp_path), Server("forward", "-L", f"0:{path}", target) as forward:
+        done = curl(f"http://127.0.0.1:{forward.port}/large")
+        assert done.returncode == 0, done.stderr
+        assert hashlib.sha256(done.stdout).hexdigest() == digest
+        assert forward.wait_for("closed")[0]["outcome"]["ending"] == "complete"  # type: ignore[index]
+
+
+def test_several_forwards_each_succeed_or_fail_by_themselves(website, tmp_path: Path):
+    path, _ = website
+    taken = f"{tmp_path}/agent.sock"
+    with agent(tmp_path), Server("forward", "-L", f"{taken}:{path}", "-L", f"0:{path}", f"unix:{taken}") as forward:
+        assert curl(f"http://127.0.0.1:{forward.port}/", "-o", "/dev/null").returncode == 0
+        assert "something stands there already" in str(forward.of("problem")[0]["why"])
+    with agent(tmp_path):
+        done = run("forward", "--exit-on-failure", "-L", f"0:{path}", "-L", f"{taken}:{path}", f"unix:{taken}")
+        assert done.returncode == 73
+        assert taken in done.stderr.splitlines()[-1]
+
+
+def test_a_server_killed_in_mid_body_makes_curl_fail_instead_of_ending_early(tmp_path: Path):
+    """Without a length only the end of the connection says that the body is complete: a cut must not look like it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            sock, _ = server.accept()
+            sock.recv(4096)
+            sock.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + b"half of the body")
+            # As the kernel does for a killed process that had unread data.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0]))
+            sock.close()
+
+        target = f"unix:{tmp_path}/agent.sock"
+        spec = f"0:127.0.0.1:{server.getsockname()[1]}"
+        for words in (("forward", "-L", spec, target), ("forward", "tcp:0", f"tcp:{server.getsockname()[1]}")):
+            with agent(tmp_path), Server(*words) as forward:
+                threading.Thread(target=serve, daemon=True).start()
+                assert curl(f"http://127.0.0.1:{forward.port}/").returncode in (18, 56)
+
+
+def test_an_agent_killed_in_mid_body_makes_curl_fail_instead_of_ending_early(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with agent(tmp_path) as guest:
+            spec = f"0:127.0.0.1:{server.getsockname()[1]}"
+            with Server("forward", "-L", spec, f"unix:{tmp_path}/agent.sock") as forward:
+
+                def serve() -> None:
+                    sock, _ = server.accept()
+                    sock.recv(4096)
+                    sock.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + b"half of the body")
+                    guest.signal(signal.SIGKILL)
+                    sock.close()
+
+                thread = threading.Thread(target=serve)
+                thread.start()
+                assert curl(f"http://127.0.0.1:{forward.port}/").returncode == 56
+                thread.join()
+                assert forward.wait_for("closed")[0]["outcome"]["ending"] == "truncated"  # type: ignore[index]
+
+
+def test_a_restarted_agent_serves_the_same_forward_again(website, tmp_path: Path):
+    path, _ = website
+    with agent(tmp_path) as guest, Server("forward", "-L", f"0:{path}", f"unix:{tmp_path}/agent.sock") as forward:
+        url = f"http://127.0.0.1:{forward.port}/"
+        assert curl(url).returncode == 0
+        guest.signal(signal.SIGKILL)
+        forward.wait_for("sessiondown")
+        assert curl(url).returncode in (7, 56)  # reset at once: curl may call that a failed connect
+        with agent(tmp_path):
+            assert curl(url).returncode == 0
+
+
+def test_socat_talks_through_a_forward_in_both_directions_and_half_closes(tmp_path: Path):
+    """socat sends its standard input, half-closes, and waits for what `wc -c` has to say about it."""
+    socat = need("socat")
+    server = subprocess.Popen([socat, f"UNIX-LISTEN:{tmp_path}/count.sock,fork", "SYSTEM:wc -c"])
+    try:
+        wait_until((tmp_path / "count.sock").exists)
+        target = f"unix:{tmp_path}/agent.sock"
+        with agent(tmp_path), Server("forward", "-L", f"0:{tmp_path}/count.sock", target) as forward:
+            done = subprocess.run(
+                [socat, "-t20", "-", f"TCP:127.0.0.1:{forward.port}"],
+                input=bytes(5_000_000),
+                capture_output=True,
+                check=True,
+            )
+            assert done.stdout.split() == [b"5000000"]
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_with_the_shells_code_and_leaves_no_socket(tmp_path: Path, number: int, code: int):
+    path = tmp_path / "here.sock"
+    with Server("forward", f"unix:{path}", "tcp:1") as forward:
+        assert path.exists()
+        assert forward.signal(number) == code
+        assert not path.exists()
+        assert not forward.errors()
+
+
+def test_a_listener_that_is_taken_says_who_to_look_for():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, line = error_of("forward", f"tcp:{port}", "tcp:1")
+    assert code == 73
+    assert "address already in use" in line
+    assert str(port) in line
+    assert "ss -ltnp" in line
