@@ -20,6 +20,7 @@ PACKAGES = {
     "dig": "dnsutils",
     "dnsmasq": "dnsmasq-base",
     "mandoc": "mandoc",
+    "bash": "bash",
 }
 
 
