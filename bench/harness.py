@@ -114,7 +114,7 @@ class Table:
         lines = [
             f"### {self.title}",
             "",
-            f"| | {self.unit}: median | min – max | {'CPU s a GiB | ' if self.more else ''}ours to it: median (min – max) |",
+            f"| | {self.unit}: median | min – max | {'CPU s a GiB | ' if self.more else ''}ours to it (min – max) |",
             "|---|---|---|---|" + ("---|" if self.more else ""),
         ]
         for name, values in self.values.items():

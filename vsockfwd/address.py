@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vsockfwd.errors import AddressError, printable
+from vsockfwd.errors import AddressError
 from vsockfwd.identity import CID_ANY, CID_HOST, CID_LOCAL
 
 AGENT_PORT = 876
@@ -335,7 +335,7 @@ def _parse_host_port(reader: _Reader) -> tuple[str, int]:
             if percent and not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", interface):
                 raise ValueError
         except ValueError:
-            raise host_part.error(f"{printable(host[1:-1])!r} is no IPv6 address", host_part.start + 1) from None
+            raise host_part.error(f"{host[1:-1]!r} is no IPv6 address", host_part.start + 1) from None
         host = literal.lower() + percent + interface
     elif ":" in host:
         raise host_part.error("an IPv6 address stands in brackets", hint="such as tcp:[::1]:8080")

@@ -42,8 +42,9 @@ from vsockfwd.contract import (
 from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent, decode_arguments
 from vsockfwd.engine.invocation import Invocation
+from vsockfwd.engine.pump import BufferPool
 from vsockfwd.engine.relay import relay
-from vsockfwd.engine.server import serve_listeners
+from vsockfwd.engine.server import Gate, serve_listeners
 from vsockfwd.engine.session import Opened as OpenedStream
 from vsockfwd.engine.session import Session, open_session
 from vsockfwd.errors import (
@@ -112,14 +113,15 @@ def takes_argv(function: F) -> F:
 
 __all__ = [
     "CONTRACT", "SCHEMES", "AbstractAddress", "Access", "Address", "AddressError", "Agent", "BadRequest", "BodyEvent",
-    "Call", "CannotCreate", "Channel", "Closed", "Code", "Data", "DataError", "Denied", "DescriptorStream", "Dropped",
-    "Ended", "Ending", "Engine", "Event", "FdAddress", "Features", "FileDone", "Frame", "GuestPeer", "HybridAddress",
-    "Identity", "Invocation", "Listener", "Listening", "Mode", "ModeFrame", "Moved", "NameNotResolved", "NetworkPeer",
-    "NoSpace", "NotAllowed", "NotFound", "Opened", "OpenedStream", "Outcome", "OwnPeer", "PeerBrokeProtocol",
-    "PermissionDenied", "Planned", "Policy", "Problem", "Refused", "Report", "Reset", "Resource", "Session", "SessionDown", "SessionUp",
-    "SocketStream", "SomeFailed", "StdioAddress", "Stream", "Summary", "TcpAddress", "TimedOut", "TransportMissing",
-    "Truncated", "UdpAddress", "UnixAddress", "UnixDatagramAddress", "UnixPeer", "Unreachable", "UsageError",
-    "VerificationFailed", "VsockAddress", "VsockPeer", "VsockfwdError", "__version__", "decode_arguments", "from_code",
-    "from_oserror", "ignore", "open_session", "own_cid", "package_of", "parse", "parse_stream", "parse_target",
-    "printable", "relay", "serve_listeners", "takes_argv", "the_one", "why_no_loopback", "why_unsupported",
+    "BufferPool", "Call", "CannotCreate", "Channel", "Closed", "Code", "Data", "DataError", "Denied",
+    "DescriptorStream", "Dropped", "Ended", "Ending", "Engine", "Event", "FdAddress", "Features", "FileDone", "Frame",
+    "Gate", "GuestPeer", "HybridAddress", "Identity", "Invocation", "Listener", "Listening", "Mode", "ModeFrame",
+    "Moved", "NameNotResolved", "NetworkPeer", "NoSpace", "NotAllowed", "NotFound", "Opened", "OpenedStream", "Outcome",
+    "OwnPeer", "PeerBrokeProtocol", "PermissionDenied", "Planned", "Policy", "Problem", "Refused", "Report", "Reset",
+    "Resource", "Session", "SessionDown", "SessionUp", "SocketStream", "SomeFailed", "StdioAddress", "Stream",
+    "Summary", "TcpAddress", "TimedOut", "TransportMissing", "Truncated", "UdpAddress", "UnixAddress",
+    "UnixDatagramAddress", "UnixPeer", "Unreachable", "UsageError", "VerificationFailed", "VsockAddress", "VsockPeer",
+    "VsockfwdError", "__version__", "decode_arguments", "from_code", "from_oserror", "ignore", "open_session",
+    "own_cid", "package_of", "parse", "parse_stream", "parse_target", "printable", "relay", "serve_listeners",
+    "takes_argv", "the_one", "why_no_loopback", "why_unsupported",
 ]  # fmt: skip

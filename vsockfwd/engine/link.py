@@ -425,23 +425,26 @@ class _FramedRelay:
         return Outcome(ending, by, self.failure.message, self.out.bytes, received, seconds)
 
     async def _outward(self) -> None:
+        link = self.link
         try:
-            await pump(self.neighbour, self._put, self.link._buffers, self.out, headroom=HEADER_LENGTH)
-            await self.link.write(self.link.machine.end())
+            await pump(self.neighbour, link.stream, link._buffers, self.out, self._frame, link.frame_limit)
+            await link.write(link.machine.end())
             self.outward_ended = True
-        except Broken as broken:
-            self._fail(from_oserror(broken.error, broken.stream.name), ours=True)
         except VsockfwdError as error:
             self._fail(error, ours=False)
+        except (Broken, trio.ClosedResourceError) as error:
+            if isinstance(error, Broken) and error.stream is self.neighbour:
+                self._fail(from_oserror(error.error, error.stream.name), ours=True)
+            else:
+                self._fail(await link._reason_for(error), ours=False)
+        finally:
+            link._mid_frame |= self.out.half_sent
         self.outward_over.set()
 
-    async def _put(self, buffer: memoryview, size: int) -> None:
-        link = self.link
-        for at in range(HEADER_LENGTH, HEADER_LENGTH + size, link.frame_limit):
-            end = min(at + link.frame_limit, HEADER_LENGTH + size)
-            # The bytes in front of a later piece were sent already: its header may overwrite them.
-            buffer[at - HEADER_LENGTH : at] = link.machine.data_header(end - at)
-            await link.write(buffer[at - HEADER_LENGTH : end])
+    def _frame(self, buffer: memoryview, size: int) -> memoryview:
+        """A DATA frame in the buffer: its header goes in front of the bytes, so that both leave in one send."""
+        buffer[:HEADER_LENGTH] = self.link.machine.data_header(size)
+        return buffer[: HEADER_LENGTH + size]
 
     async def _inward(self) -> None:
         try:

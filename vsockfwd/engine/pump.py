@@ -7,7 +7,7 @@ Measured against socat and HAProxy in docs/benchmarks.md.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import trio
 
@@ -53,12 +53,13 @@ class Broken(Exception):
 
 
 class Tally:
-    """Bytes that one direction has moved."""
+    """What one direction has moved, in bytes, and whether a piece of it is half-way out."""
 
-    __slots__ = ("bytes",)
+    __slots__ = ("bytes", "half_sent")
 
     def __init__(self) -> None:
         self.bytes = 0
+        self.half_sent = False
 
 
 async def push(sink: Stream, data: memoryview) -> None:
@@ -79,31 +80,50 @@ async def push(sink: Stream, data: memoryview) -> None:
 
 async def pump(
     source: Stream,
-    put: Callable[[memoryview, int], Awaitable[None]],
+    sink: Stream,
     buffers: BufferPool,
     tally: Tally,
-    headroom: int = 0,
+    frame: Callable[[memoryview, int], memoryview] | None = None,
+    most: int = FRAME_LIMIT,
 ) -> None:
-    """Move bytes from `source` into `put` until the source ends. Raises Broken.
+    """Move bytes from `source` to `sink` until the source ends. Raises Broken.
 
-    `put` takes a buffer and how many bytes stand in it behind `headroom` bytes that are its to fill.
+    `frame` turns a piece into what is sent: it is given a buffer with so many bytes behind HEADER_LENGTH free ones, and
+    returns the part of the buffer to send. A piece has at most `most` bytes.
     """
-    receive = source.try_receive_into
+    receive, send = source.try_receive_into, sink.try_send
+    window = slice(HEADER_LENGTH, HEADER_LENGTH + most) if frame else slice(most)
     rounds = 0
     while True:
         buffer = buffers.borrow()
         try:
-            size = receive(buffer[headroom:])
-            if size:
-                await put(buffer, size)
-        except BlockingIOError:
-            size = -1
-        except OSError as error:
-            raise Broken(source, error) from None
+            try:
+                size = receive(buffer[window])
+            except BlockingIOError:
+                size = -1
+            except OSError as error:
+                raise Broken(source, error) from None
+            if size > 0:
+                tally.bytes += size
+                tally.half_sent = True
+                data = frame(buffer, size) if frame else buffer[:size]
+                # `push`, written out: this is where a small message's time goes.
+                while True:
+                    try:
+                        sent = send(data)
+                    except BlockingIOError:
+                        rounds = 0
+                        await sink.wait_writable()
+                        continue
+                    except OSError as error:
+                        raise Broken(sink, error) from None
+                    if sent == len(data):
+                        break
+                    data = data[sent:]
+                tally.half_sent = False
         finally:
             buffers.give_back(buffer)
         if size > 0:
-            tally.bytes += size
             rounds += 1
             if rounds >= ROUNDS:
                 rounds = 0

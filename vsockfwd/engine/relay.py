@@ -7,12 +7,11 @@ dialled side is withheld, since it would kill the reply that is still to come.
 
 from __future__ import annotations
 
-import functools
 import time
 
 import trio
 
-from vsockfwd.engine.pump import Broken, BufferPool, Tally, pump, push
+from vsockfwd.engine.pump import Broken, BufferPool, Tally, pump
 from vsockfwd.errors import Code, from_oserror
 from vsockfwd.events import Ending, Outcome
 from vsockfwd.transport.base import Stream
@@ -63,7 +62,7 @@ class _Relay:
 
     async def _carry(self, source: Stream, sink: Stream, tally: Tally) -> None:
         try:
-            await pump(source, functools.partial(_put, sink), self.buffers, tally)
+            await pump(source, sink, self.buffers, tally)
         except Broken as broken:
             self._note(broken)
             if broken.stream is sink and sink not in self.finished:
@@ -78,8 +77,8 @@ class _Relay:
             self.last_words.set()
         if sink.features.half_close or sink is self.near or sink in self.finished:
             sink.shutdown_sending()
-        if len(self.finished) == 2:
-            self.scope.cancel()
+        if len(self.finished) == 2 and (self.idle or self.half_open):
+            self.scope.cancel()  # only the watch is left
 
     def _note(self, broken: Broken) -> None:
         if self.failure is None:
@@ -102,10 +101,6 @@ class _Relay:
                 return
             shortest = min(filter(None, (self.idle, self.half_open)))
             await trio.sleep(max(0.001, min(shortest / 4, (limit or shortest) - (now - since))))
-
-
-async def _put(sink: Stream, buffer: memoryview, size: int) -> None:
-    await push(sink, buffer[:size])
 
 
 async def relay(

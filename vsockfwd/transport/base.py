@@ -8,11 +8,12 @@ The primitives raise plain OSErrors; who opened a stream translates them where t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -56,6 +57,7 @@ class Stream(trio.abc.HalfCloseableStream):
     name: str = ""
     sock: socket.socket | None = None
     """The raw non-blocking socket, where there is one."""
+    _busy_sending = _busy_receiving = _sent_eof = False
 
     @abstractmethod
     def try_receive_into(self, buffer: memoryview) -> int:
@@ -85,39 +87,67 @@ class Stream(trio.abc.HalfCloseableStream):
         """Close so that the neighbour sees a reset, where the transport can say it."""
         self.close()
 
-    async def send_all(self, data: Any) -> None:
-        """Send everything. Raises trio.BrokenResourceError, as trio's streams do."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        view = memoryview(data)
+    # --- trio's interface, held to trio.testing's suite; what is in a hurry uses the primitives
+
+    @contextlib.contextmanager
+    def _alone(self, direction: str) -> Iterator[None]:
+        """One task at a time in a direction, and errors as trio's streams raise them."""
+        if getattr(self, direction):
+            raise trio.BusyResourceError(f"{self.name}: another task is at it")
+        setattr(self, direction, True)
         try:
-            while view:
+            yield
+        except OSError as error:
+            kind = trio.ClosedResourceError if error.errno == errno.EBADF else trio.BrokenResourceError
+            raise kind(f"{self.name}: {error.strerror}") from error
+        finally:
+            setattr(self, direction, False)
+
+    async def send_all(self, data: Any) -> None:
+        """Send everything. Raises trio's ClosedResourceError, BrokenResourceError, BusyResourceError."""
+        view = memoryview(data)
+        with self._alone("_busy_sending"):
+            await trio.lowlevel.checkpoint()
+            if self._sent_eof:
+                raise trio.ClosedResourceError(f"{self.name}: the end was said already")
+            while True:
                 try:
-                    view = view[self.try_send(view) :]
+                    view = view[self.try_send(view) :]  # nothing to send is tried as well: a closed stream says so
                 except BlockingIOError:
                     await self.wait_writable()
-        except OSError as error:
-            raise trio.BrokenResourceError(f"{self.name}: {error.strerror}") from error
+                    continue
+                if not view:
+                    return
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until a send may succeed."""
-        await self.wait_writable()
+        with self._alone("_busy_sending"):
+            await trio.lowlevel.checkpoint()
+            try:
+                self.try_send(b"")
+            except BlockingIOError:
+                pass
+            await self.wait_writable()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Receive some bytes; b'' is the end. Raises trio.BrokenResourceError, as trio's streams do."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        buffer = bytearray(max_bytes or RECEIVE_SIZE)
-        while True:
-            try:
-                return bytes(buffer[: self.try_receive_into(memoryview(buffer))])
-            except BlockingIOError:
-                await self.wait_readable()
-            except OSError as error:
-                raise trio.BrokenResourceError(f"{self.name}: {error.strerror}") from error
+        """Receive some bytes; b'' is the end. Raises trio's ClosedResourceError, BrokenResourceError, …"""
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        buffer = bytearray(RECEIVE_SIZE if max_bytes is None else max_bytes)
+        with self._alone("_busy_receiving"):
+            await trio.lowlevel.checkpoint()
+            while True:
+                try:
+                    return bytes(buffer[: self.try_receive_into(memoryview(buffer))])
+                except BlockingIOError:
+                    await self.wait_readable()
 
     async def send_eof(self) -> None:
-        """Half-close."""
-        await trio.lowlevel.checkpoint()
-        self.shutdown_sending()
+        """Half-close. Twice is once."""
+        with self._alone("_busy_sending"):
+            await trio.lowlevel.checkpoint()
+            self.shutdown_sending()
+            self._sent_eof = True
 
     async def aclose(self) -> None:
         """Close, then let others run."""

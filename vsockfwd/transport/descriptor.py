@@ -9,10 +9,12 @@ as it is. Only where a pipe cannot be opened anew is O_NONBLOCK set, and taken b
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import stat
-from collections.abc import Sequence
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -26,21 +28,20 @@ FEATURES = Features(half_close=True, reset=False)
 
 
 class _End:
-    """One direction's descriptor: owns it if `own`, and gives back what it changed."""
+    """One direction of a descriptor: what it takes to use it without waiting, and to leave it as it was found."""
 
-    def __init__(self, fd: int, reading: bool, own: bool) -> None:
+    def __init__(self, fd: int, reading: bool) -> None:
+        self.given = self.fd = fd
         self.sock: socket.socket | None = None
-        self.given = fd
         self._restore = False
-        self._own = own
         mode = os.fstat(fd).st_mode
-        self.may_block = not stat.S_ISREG(mode)
+        access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+        self.missing = access == (os.O_WRONLY if reading else os.O_RDONLY)
+        """The descriptor was not opened for this direction: one end of a pipe, a log file."""
         if stat.S_ISSOCK(mode):
             self.sock = socket.socket(fileno=fd)
-            self.fd = fd
             return
-        self.fd = fd
-        if not self.may_block:
+        if stat.S_ISREG(mode) or self.missing:
             return
         if stat.S_ISFIFO(mode) or os.isatty(fd):
             self.fd = self._anew(fd, reading)
@@ -56,7 +57,8 @@ class _End:
         except OSError:  # no /proc, a terminal of another user, a pipe without a reader left
             return fd
 
-    def close(self) -> None:
+    def give_back(self) -> None:
+        """Use it no more; what we were given stays open."""
         if self.fd < 0:
             return
         trio.lowlevel.notify_closing(self.fd)
@@ -64,38 +66,45 @@ class _End:
             os.set_blocking(self.fd, True)
         if self.fd != self.given:
             os.close(self.fd)
-        if self.sock is not None and not self._own:
+        if self.sock is not None:
             self.sock.detach()
-        elif self.sock is not None:
-            self.sock.close()
-        elif self._own:
-            os.close(self.given)
         self.fd = -1
+
+
+async def _wait(wait: Callable[[int], Awaitable[None]], fd: int) -> None:
+    try:
+        await wait(fd)
+    except PermissionError:  # epoll_ctl(2): what never blocks, a file or /dev/null, cannot be waited on
+        await trio.lowlevel.checkpoint()
 
 
 class DescriptorStream(Stream):
     """A stream over one descriptor to read and one to write; they may be the same.
 
     `own`: close the descriptors themselves when the stream is closed. Without it they are left as they were found,
-    but for what `shutdown_sending` must do to be noticed: it closes a writing descriptor that is no socket.
+    but for what `shutdown_sending` must do to be noticed: it closes a writing descriptor that is a pipe.
+    A descriptor that was opened for one direction only is at its end in the other.
     """
 
     def __init__(self, reading: int, writing: int, name: str, *, own: bool = False) -> None:
         self.features = FEATURES
         self.name = name
         self.peer = OwnPeer(name)
-        self._in = _End(reading, True, own)
+        self._in = _End(reading, True)
         try:
-            self._out = self._in if reading == writing and self._in.sock else _End(writing, False, own)
+            self._out = self._in if reading == writing and self._in.sock else _End(writing, False)
         except BaseException:
-            self._in.close()
+            self._in.give_back()
             raise
+        self._owned = {reading, writing} if own else set()
 
     def try_receive_into(self, buffer: memoryview) -> int:
         if self._in.fd < 0:
             raise OSError(errno.EBADF, "closed")
         if self._in.sock is not None:
             return self._in.sock.recv_into(buffer, 0, socket.MSG_DONTWAIT)
+        if self._in.missing:
+            return 0
         try:
             return os.readv(self._in.fd, [buffer])
         except OSError as error:
@@ -105,19 +114,19 @@ class DescriptorStream(Stream):
 
     def try_send(self, data: memoryview | bytes | bytearray) -> int:
         if self._out.fd < 0:
-            raise OSError(errno.EPIPE, "closed")
+            raise OSError(errno.EPIPE if self._in.fd >= 0 else errno.EBADF, "closed")
         if self._out.sock is not None:
             return self._out.sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         return os.write(self._out.fd, data)
 
     async def wait_readable(self) -> None:
-        await trio.lowlevel.wait_readable(self._in.fd)
+        await _wait(trio.lowlevel.wait_readable, self._in.fd)
 
     async def wait_writable(self) -> None:
-        await trio.lowlevel.wait_writable(self._out.fd)
+        await _wait(trio.lowlevel.wait_writable, self._out.fd)
 
     def shutdown_sending(self) -> None:
-        if self._out.fd < 0:
+        if self._out.fd < 0 or self._out.missing:
             return
         if self._out.sock is not None:
             try:
@@ -126,25 +135,37 @@ class DescriptorStream(Stream):
                 if error.errno not in (errno.ENOTCONN, errno.EPIPE, errno.ECONNRESET):
                     raise
             return
-        given, ours = self._out.given, self._out.given != self._in.given
-        self._out.close()
-        if ours and stat.S_ISFIFO(os.fstat(given).st_mode):
-            # The reader of a pipe sees the end only when every descriptor is closed, the one we were given too.
-            # Its number stays taken, so that nothing else lands on descriptor 1.
-            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-            os.dup2(null, given)
-            os.close(null)
+        if self._out.fd == self._in.fd:
+            self._out.fd = -1  # one open file for both directions: to close it would cut off the reader
+            return
+        self._out.give_back()
+        given = self._out.given
+        if given == self._in.given or not stat.S_ISFIFO(os.fstat(given).st_mode):
+            return
+        # The reader of a pipe sees the end only when every descriptor is closed, the one we were given too.
+        if given in self._owned:
+            self._owned.discard(given)
+            os.close(given)
+            return
+        # Its number stays taken, so that nothing else lands on descriptor 1.
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(null, given)
+        os.close(null)
 
     def close(self) -> None:
-        self._in.close()
-        if self._out is not self._in:
-            self._out.close()
+        self._in.give_back()
+        self._out.give_back()
+        while self._owned:
+            os.close(self._owned.pop())
 
 
 class StdioTransport(Transport[StdioAddress]):
     """`stdio` and `-`"""
 
     async def connect(self, address: StdioAddress, *, privileged: bool = False) -> Stream:
+        # Descriptors that were closed when we started may be anything by now: Python remembers.
+        if sys.__stdin__ is None or sys.__stdout__ is None:
+            raise Unreachable("stdio: standard input or output is closed", hint="open it, on /dev/null at least")
         try:
             return DescriptorStream(0, 1, "stdio")
         except OSError as error:
@@ -162,7 +183,12 @@ class FdTransport(Transport[FdAddress]):
 
     async def listen(self, address: FdAddress) -> Sequence[Listener]:
         try:
-            sock = socket.socket(fileno=os.dup(address.number))
+            fd = os.dup(address.number)
+            try:
+                sock = socket.socket(fileno=fd)
+            except OSError:
+                os.close(fd)
+                raise
         except OSError as error:
             raise CannotCreate(f"{address.bare()}: {(error.strerror or '').lower()}", hint="is it inherited?") from None
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):

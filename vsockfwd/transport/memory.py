@@ -80,14 +80,22 @@ class MemoryStream(Stream):
         if self._closed:
             raise OSError(errno.EBADF, "closed")
 
+    def _check_waiting(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError(f"{self.name}: closed")
+
     async def wait_readable(self) -> None:
         while not (self._receiving.bytes or self._receiving.ended or self._receiving.reset):
+            self._check_waiting()
             await self._receiving.changed.park()
+        self._check_waiting()
         await trio.lowlevel.checkpoint()
 
     async def wait_writable(self) -> None:
         while len(self._sending.bytes) >= CAPACITY and not (self._sending.unread or self._sending.reset):
+            self._check_waiting()
             await self._sending.changed.park()
+        self._check_waiting()
         await trio.lowlevel.checkpoint()
 
     def shutdown_sending(self) -> None:

@@ -61,6 +61,8 @@ class TcpTransport(Transport[TcpAddress]):
     """`tcp:`"""
 
     async def connect(self, address: TcpAddress, *, privileged: bool = False) -> Stream:
+        if address.host == "*":
+            raise self.cannot("dialled at every host", address)
         try:
             if not address.host:
                 return await self._connect_loopback(address)
@@ -96,7 +98,7 @@ class TcpTransport(Transport[TcpAddress]):
                 stream = await trio.open_tcp_stream(address.host, address.port)
         except trio.TooSlowError:
             raise OSError(errno.ETIMEDOUT, "timed out") from None
-        except socket.gaierror as error:
+        except (socket.gaierror, UnicodeError) as error:
             raise name_failed(error, address.host) from None
         except OSError as error:
             raise _one_of(error) from None
@@ -123,9 +125,12 @@ class TcpTransport(Transport[TcpAddress]):
             raise listen_failed(error, address, _listen_hint(error, address)) from None
 
 
-def name_failed(error: socket.gaierror, host: str) -> VsockfwdError:
-    """A resolver's error as the error that a user reads."""
-    return NameNotResolved(f"the name {host} does not resolve: {(error.strerror or str(error)).lower()}")
+def name_failed(error: socket.gaierror | UnicodeError, host: str) -> VsockfwdError:
+    """A resolver's error as the error that a user reads; UnicodeError is how Python refuses a label over 63 bytes."""
+    why = (
+        "it has a part that is empty or too long" if isinstance(error, UnicodeError) else (error.strerror or str(error))
+    )
+    return NameNotResolved(f"the name {host} does not resolve: {why.lower()}")
 
 
 def _one_of(error: OSError) -> OSError:
@@ -138,7 +143,7 @@ def _one_of(error: OSError) -> OSError:
 async def _resolve(address: TcpAddress) -> list[tuple[socket.AddressFamily, str]]:
     try:
         found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    except socket.gaierror as error:
+    except (socket.gaierror, UnicodeError) as error:
         raise name_failed(error, address.host) from None
     return list(dict.fromkeys((family, str(sockaddr[0])) for family, _, _, _, sockaddr in found))
 
