@@ -23,7 +23,7 @@ To change …                                                     open …
   copy, relay, dgram                                              plugins/, a distribution each
 
 Arrows of import point one way: cli → modes, report, demo → plugin, discovery → engine → transport, wire → policy →
-contract → address, identity, events → errors. `make check` holds the code to it.
+contract → address, events → identity → errors. `make check` holds the code to it.
 """
 
 __version__ = "0.1.0"

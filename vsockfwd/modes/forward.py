@@ -6,12 +6,14 @@ goes through an agent, which dials; between the two every end is told, so that a
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
 
 from vsockfwd.plugin import (
+    SCHEMES,
     Access,
     Address,
     AddressError,
@@ -174,9 +176,13 @@ def _split(spec: str) -> list[Word]:
 def _whole(word: Word) -> bool:
     """Whether a word is an end by itself: a path, or an address of the grammar in brackets."""
     text = word[0]
-    if text.startswith("/"):
-        return True
-    return text.startswith("[") and text[1:].partition(":")[0].isalpha() and ":" in text
+    if not text.startswith("["):
+        return text.startswith("/")
+    try:
+        ipaddress.IPv6Address(text[1:-1])
+    except ValueError:
+        return text[1:].partition(":")[0] in SCHEMES
+    return False
 
 
 def _divide(spec: str, words: list[Word]) -> tuple[list[Word], list[Word]]:

@@ -26,6 +26,9 @@ from vsockfwd.transport.base import Features, Listener, SocketListener, Stream, 
 
 FEATURES = Features(half_close=True, reset=False)
 
+_PTMX = os.makedev(5, 2)
+"""/dev/ptmx (devices.txt in the kernel's documentation): to open it anew makes another terminal."""
+
 
 class _End:
     """One direction of a descriptor: what it takes to use it without waiting, and to leave it as it was found."""
@@ -34,7 +37,8 @@ class _End:
         self.given = self.fd = fd
         self.sock: socket.socket | None = None
         self._restore = False
-        mode = os.fstat(fd).st_mode
+        found = os.fstat(fd)
+        mode = found.st_mode
         access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
         self.missing = access == (os.O_WRONLY if reading else os.O_RDONLY)
         """The descriptor was not opened for this direction: one end of a pipe, a log file."""
@@ -43,7 +47,7 @@ class _End:
             return
         if stat.S_ISREG(mode) or self.missing:
             return
-        if stat.S_ISFIFO(mode) or os.isatty(fd):
+        if stat.S_ISFIFO(mode) or (os.isatty(fd) and found.st_rdev != _PTMX):
             self.fd = self._anew(fd, reading)
         if self.fd == fd and os.get_blocking(fd):
             os.set_blocking(fd, False)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vsockfwd.address import AbstractAddress, Address, UnixAddress
-from vsockfwd.errors import Refused, Unreachable, VsockfwdError
+from vsockfwd.errors import CannotCreate, Refused, Unreachable, VsockfwdError
 from vsockfwd.identity import Identity, UnixPeer
 from vsockfwd.transport.base import (
     BACKLOG,
@@ -125,8 +125,8 @@ def _left_behind(path: bytes) -> bool:
 def listen_unix_failed(error: OSError, address: Address) -> VsockfwdError:
     """A failed listen as the error that a user reads."""
     hint = "something stands there already: a server that runs, or a file" if error.errno == errno.EADDRINUSE else ""
-    if error.errno == errno.ENOENT:
-        hint = "its directory does not exist"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return CannotCreate(f"listen on {address.bare()}: its directory does not exist", errno=error.errno)
     return listen_failed(error, address, hint)
 
 
