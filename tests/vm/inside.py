@@ -24,6 +24,7 @@ import pkgutil
 import pwd
 import resource
 import select
+import shutil
 import signal
 import struct
 import sys
@@ -167,10 +168,12 @@ class Commands:
 
     def end(self) -> None:
         self._reap()
-        for pid, status in self._statuses.items():
-            if status is None:
-                os.killpg(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+        running = [pid for pid, status in self._statuses.items() if status is None]
+        for pid in running:
+            os.killpg(pid, signal.SIGKILL)
+        for pid in running:
+            os.waitpid(pid, 0)
+        shutil.rmtree(self._tmp, ignore_errors=True)
 
 
 @functools.cache

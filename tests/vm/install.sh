@@ -1,8 +1,8 @@
 #!/bin/sh
 # Installs what the rig of real vsocks needs and the machine lacks. A second run finds all of it there and does nothing.
 #
-# From the machine's own Debian suite: QEMU, busybox (the init of a rig VM), kmod, socat. Only unpacked, never installed,
-# into ${XDG_CACHE_HOME:-$HOME/.cache}/vsockfwd-rig:
+# From the machine's own Debian suite: QEMU, busybox (the init of a rig VM), kmod, and the peers the tests are made
+# with. Only unpacked, never installed, into ${XDG_CACHE_HOME:-$HOME/.cache}/vsockfwd-rig:
 #   linux/               a Debian kernel with its modules; this machine keeps booting its own
 #   vhost-device-vsock/  the host side of a hybrid vsock, which Debian has in unstable only
 # Which versions they are is written to the file `version` beside each. Delete the folder to get newer ones.
@@ -20,9 +20,11 @@ command -v apt-get >/dev/null && [ "$(dpkg --print-architecture)" = amd64 ] || {
 }
 
 packages_missing() {
-    for package in qemu-system-x86 busybox-static kmod socat debian-archive-keyring; do
+    for package in qemu-system-x86 busybox-static kmod iproute2 socat curl debian-archive-keyring; do
         [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || echo "$package"
     done
+    # Any of its flavours will do.
+    command -v nginx >/dev/null || echo nginx-light
 }
 
 refresh_once() {
@@ -82,15 +84,24 @@ install_vhost_device_vsock() {
     apt-get -q "$@" update >&2
     unpack vhost-device-vsock vhost-device-vsock "$@"
     rm -rf "$apt"
+    # It was built against a newer suite than this machine's, and so far needs nothing of it.
+    "$cache/vhost-device-vsock/usr/bin/vhost-device-vsock" --version >&2 || {
+        rm "$cache/vhost-device-vsock/version"
+        say "vhost-device-vsock of unstable does not run here: no hybrid level"
+        exit 1
+    }
 }
 
 mkdir -p "$cache"
 missing=$(packages_missing)
 if [ -n "$missing" ]; then
-    say "installing" $missing
-    refresh_once
     # shellcheck disable=SC2086  # a list of words
-    DEBIAN_FRONTEND=noninteractive $as_root apt-get -q -y --no-install-recommends -o DPkg::Lock::Timeout=600 install $missing >&2
+    set -- $missing
+    say "installing $*"
+    refresh_once
+    # RUNLEVEL keeps nginx from being started as a service.
+    $as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+        apt-get -q -y --no-install-recommends -o DPkg::Lock::Timeout=600 install "$@" >&2
 fi
 [ -e "$cache/linux/version" ] || install_kernel
 [ -e "$cache/vhost-device-vsock/version" ] || install_vhost_device_vsock

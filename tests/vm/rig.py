@@ -170,7 +170,7 @@ class Rig:
 def rig() -> Iterator[Rig]:
     """Boots nothing yet. After the context, no machine is left and no process of theirs."""
     with ExitStack() as at_end:
-        tmp = Path(at_end.enter_context(tempfile.TemporaryDirectory(prefix="vsockfwd-rig-")))
+        tmp = Path(tempfile.mkdtemp(prefix="vsockfwd-rig-"))  # the real machine's command server removes it
         # Left after the real machine, without which no boot can go on.
         background = at_end.enter_context(ThreadPoolExecutor(max_workers=1))
         real = at_end.enter_context(real_machine(tmp))

@@ -119,7 +119,7 @@ class Side:
     """One machine and what it has heard."""
 
     def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+        self.machine: Any = machine  # a script knows which of the two it speaks to
         self.heard: list[tuple[Any, ...]] = []
 
     def hear(self, data: bytes, cut: Cut = whole) -> None:

@@ -26,7 +26,7 @@ from vsockfwd.wire.frames import (
     pack,
 )
 from vsockfwd.wire.machine import Machine, Role
-from vsockfwd.wire.messages import Hello, Open, encode
+from vsockfwd.wire.messages import Hello, Open, choose, encode
 from vsockfwd.wire.stream import StreamMachine
 
 F = FrameType
@@ -333,6 +333,8 @@ def test_the_highest_common_version_is_chosen() -> None:
     heard = side(ControlMachine, Role.AGENT)
     heard.hear(pack(F.HELLO, encode(Hello((9, 1, 0)))))
     assert heard.heard[0][2] == 1
+    assert choose((1, 2, 3), (2, 3, 4)) == 3
+    assert choose((1,), (2,)) is None
 
 
 def test_an_agent_that_chooses_a_version_nobody_offered_is_not_followed() -> None:

@@ -176,7 +176,9 @@ def test_data_comes_out_as_views_of_the_callers_buffer_uncopied() -> None:
 def test_a_frame_larger_than_a_strangers_passes_once_the_stream_is_open() -> None:
     talk = c.play(c.opened, StreamMachine)
     talk.client_says(c.frame(talk.client, 64, bytes(1 << 20)))
+    talk.agent_says(c.frame(talk.agent, 65, bytes(1 << 20)))
     assert talk.agent.heard[-1] == ("frame", 64, 0, bytes(1 << 20))
+    assert talk.client.heard[-1] == ("frame", 65, 0, bytes(1 << 20))
 
 
 def test_both_may_log_in_at_once_without_waiting_for_the_other() -> None:

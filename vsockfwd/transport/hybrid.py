@@ -71,7 +71,10 @@ class HybridTransport(Transport[HybridAddress]):
 
 async def _ask(sock: socket.socket, address: HybridAddress) -> None:
     """Say CONNECT and take the answer's line. Raises what it means."""
-    sock.send(b"CONNECT %d\n" % address.port)
+    try:
+        sock.send(b"CONNECT %d\n" % address.port)
+    except BrokenPipeError:
+        pass  # who hung up at once may have left a word; it is read below
     line = b""
     while not line.endswith(b"\n"):
         try:
@@ -92,6 +95,6 @@ async def _ask(sock: socket.socket, address: HybridAddress) -> None:
         line += sock.recv(seen.find(b"\n") + 1 or len(seen))
         if len(line) > _LINE_LIMIT or not b"OK ".startswith(line[:3]):
             raise PeerBrokeProtocol(
-                f"connect to {address.bare()}: the socket answered {printable(line)!r} to CONNECT",
+                f"connect to {address.bare()}: the socket answered '{printable(line)}' to CONNECT",
                 hint="is it a VMM's vsock socket? unix: is for plain ones",
             )

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vsockfwd.address import VsockAddress
-from vsockfwd.errors import Refused, TimedOut, TransportMissing, Unreachable, VsockfwdError
+from vsockfwd.errors import Refused, TimedOut, TransportMissing, Unreachable, VsockfwdError, from_oserror
 from vsockfwd.identity import CID_ANY, CID_LOCAL, VsockPeer, cid_text
 from vsockfwd.transport.base import (
     BACKLOG,
@@ -94,9 +94,9 @@ def _vsock(address: VsockAddress) -> socket.socket:
         # The maximum first, or the size is cut to it; before connect, and on the listener (children inherit).
         sock.setsockopt(socket.AF_VSOCK, _BUFFER_MAX_SIZE, size)
         sock.setsockopt(socket.AF_VSOCK, _BUFFER_SIZE, size)
-    except OSError:
+    except OSError as error:
         sock.close()
-        raise
+        raise from_oserror(error, f"{address.bare()}: setting the buffer to {size} bytes") from None
     return sock
 
 

@@ -1,0 +1,218 @@
+"""The sender's end of a copy, over a channel: announcements and data out, wants and results in.
+
+The thing to understand first: three tasks. One produces, in a thread, while another sends what was produced before
+it, and the third hears the receiver. Announcing goes on as long as the window has room; data goes out for what was
+wanted meanwhile, so that nothing waits for an answer but the end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import trio
+
+from vsockfwd.plugin import Channel, Data, Ended, PeerBrokeProtocol, the_one
+from vsockfwd_copy.account import Account
+from vsockfwd_copy.messages import (
+    BROKEN_OFF,
+    FRAME_NEEDED,
+    WINDOW,
+    Chunk,
+    Entries,
+    Entry,
+    Finish,
+    GiveUp,
+    Hole,
+    Kind,
+    Lost,
+    Piece,
+    Progress,
+    Result,
+    Results,
+    Want,
+    Wants,
+    decode,
+    encode,
+)
+from vsockfwd_copy.reading import Item, Offer, Reading, Tree
+
+READ_SIZE = 4 << 20
+"""Bytes that one hop to a thread reads: a hop costs as much as reading a good part of a mebibyte."""
+
+BUFFERS = 3
+"""One being read into, one on its way, one between."""
+
+_KINDS: dict[type[Piece], Kind] = {
+    Chunk: Kind.CHUNK,
+    Hole: Kind.HOLE,
+    Finish: Kind.FINISH,
+    GiveUp: Kind.GIVE_UP,
+}
+
+Outgoing = list[tuple[Piece, memoryview]] | Entries
+
+
+async def send(channel: Channel, tree: Tree, account: Account) -> None:
+    """Send a tree to the receiver at the other end, until it has answered everything.
+
+    Raises what the receiver or the stream failed with; failures of single files go to the account.
+    """
+    if channel.frame_limit < FRAME_NEEDED:
+        raise PeerBrokeProtocol(f"the peer takes frames of {channel.frame_limit} bytes, a copy needs {FRAME_NEEDED}")
+    try:
+        await _Sending(channel, tree, account).run()
+    except BaseExceptionGroup as group:
+        raise the_one(group) from None
+
+
+class _Sending:
+    """One copy on its way out."""
+
+    def __init__(self, channel: Channel, tree: Tree, account: Account) -> None:
+        self.channel = channel
+        self.tree = tree
+        self.account = account
+        self.next = 1
+        self.offers: dict[int, Offer] = {}
+        """Announced and not answered."""
+        self.files = 0
+        """Those of them that are no directories."""
+        self.wanted: deque[Want] = deque()
+        self.asked: set[int] = set()
+        """Files whose Want has come, until they are answered."""
+        self.news = trio.Event()
+        self.complete = False
+
+    async def run(self) -> None:
+        put, take = trio.open_memory_channel[tuple[Outgoing, memoryview | None]](1)
+        give_back, buffers = trio.open_memory_channel[memoryview](BUFFERS)
+        for _ in range(BUFFERS):
+            give_back.send_nowait(memoryview(bytearray(READ_SIZE)))
+        with put, take, give_back, buffers:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._hear)
+                nursery.start_soon(self._produce, put, buffers)
+                async for outgoing, buffer in take:
+                    await self._send(outgoing)
+                    if buffer is not None:
+                        give_back.send_nowait(buffer)
+                self.complete = True
+                await self.channel.send_end()
+
+    # --- what goes out
+
+    async def _produce(
+        self,
+        put: trio.MemorySendChannel[tuple[Outgoing, memoryview | None]],
+        buffers: trio.MemoryReceiveChannel[memoryview],
+    ) -> None:
+        """Announce while there is room, read what is wanted, until everything is answered."""
+        walking = True
+        while walking or self.offers:
+            if walking and self.files < WINDOW:
+                items = await trio.to_thread.run_sync(self.tree.batch)
+                walking = bool(items)
+                if items:
+                    await put.send((self._announce(items), None))
+            elif self.wanted:
+                await self._produce_file(self.wanted.popleft(), put, buffers)
+            else:
+                self.news = trio.Event()
+                await self.news.wait()
+        put.close()  # here only: an end that was not reached must not look like one
+
+    def _announce(self, items: list[Item]) -> Entries:
+        first, files, size = self.next, 0, 0
+        entries: list[Entry] = []
+        for entry, offer in items:
+            entries.append(entry)
+            if offer is None:
+                continue
+            files += offer.is_file
+            size += offer.size
+            if isinstance(entry, Lost):  # it gets no answer
+                self.account.answered(offer.source.title, 0, True, entry.failure)
+            else:
+                self.offers[self.next] = offer
+                self.files += offer.is_file
+            self.next += 1
+        self.account.plan(files, size)
+        return Entries(first, entries)
+
+    async def _produce_file(
+        self,
+        want: Want,
+        put: trio.MemorySendChannel[tuple[Outgoing, memoryview | None]],
+        buffers: trio.MemoryReceiveChannel[memoryview],
+    ) -> None:
+        if want.file not in self.offers:
+            return
+        reading = Reading(self.tree, want.file, self.offers[want.file], want.ranges)
+        try:
+            while not reading.over:
+                buffer = await buffers.receive()
+                if want.file not in self.offers:  # the receiver failed with it: the rest is of no use
+                    await put.send(([(GiveUp(want.file, BROKEN_OFF), buffer[:0])], buffer))
+                    return
+                await put.send((await trio.to_thread.run_sync(reading.read, buffer), buffer))
+        finally:
+            reading.close()
+
+    async def _send(self, outgoing: Outgoing) -> None:
+        if isinstance(outgoing, Entries):
+            await self.channel.send_frames((Kind.ENTRIES, encode(outgoing)))
+            return
+        frames: list[tuple[int, bytes]] = []
+        for piece, data in outgoing:
+            frames.append((_KINDS[type(piece)], encode(piece)))
+            if data:
+                await self.channel.send_frames(*frames)
+                await self.channel.send(data)
+                frames.clear()
+        if frames:
+            await self.channel.send_frames(*frames)
+
+    # --- what comes back
+
+    async def _hear(self) -> None:
+        while True:
+            event = await self.channel.receive()
+            if isinstance(event, Ended):
+                break
+            if isinstance(event, Data):
+                raise PeerBrokeProtocol("the receiver sent data")
+            match event.kind:
+                case Kind.WANT:
+                    for want in decode(event.payload, Wants).wants:
+                        self._check_want(want)
+                        self.wanted.append(want)
+                case Kind.RESULTS:
+                    for result in decode(event.payload, Results).results:
+                        self._answered(result)
+                case Kind.PROGRESS:
+                    self.account.moved(decode(event.payload, Progress).bytes)
+                case _:
+                    raise PeerBrokeProtocol(f"the receiver sent a frame of type {event.kind}")
+            self.news.set()
+        if not self.complete:
+            raise PeerBrokeProtocol("the receiver ended before it had answered everything")
+
+    def _check_want(self, want: Want) -> None:
+        """A receiver may want what it was offered, once."""
+        offer = self.offers.get(want.file)
+        if offer is None or offer.identity is None or want.file in self.asked:
+            raise PeerBrokeProtocol(f"the receiver wants file {want.file}, which it was not offered")
+        at = 0
+        for part in want.ranges:
+            if part.offset < at or part.length > offer.size - part.offset:
+                raise PeerBrokeProtocol(f"the receiver wants bytes of file {want.file} that it has not")
+            at = part.offset + part.length
+        self.asked.add(want.file)
+
+    def _answered(self, result: Result) -> None:
+        offer = self.offers.pop(result.entry, None)
+        if offer is None:
+            raise PeerBrokeProtocol(f"the receiver answered entry {result.entry}, which it was not asked about")
+        self.asked.discard(result.entry)
+        self.files -= offer.is_file
+        self.account.answered(offer.source.title, offer.size, offer.is_file, result.failure)

@@ -1,0 +1,274 @@
+"""A file that cannot be copied fails by itself, with its reason; the others arrive."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from vsockfwd_copy.directories import Directory, OpenDirectories
+from vsockfwd_copy.landing import Landing, resolve
+from vsockfwd_copy.messages import Chunk, Entries, GiveUp, Large, Lost, Piece, Range, Small, digest
+from vsockfwd_copy.reading import Reading, Tree
+
+from plugins.copy.tests.world import MIB, World, snapshot
+from vsockfwd.plugin import Code
+
+NOBODY = 65534
+
+
+@contextlib.contextmanager
+def as_nobody(*owned: Path) -> Iterator[None]:
+    """Without root's rights, which would open everything; the paths are given to who is left."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for path in owned:
+        os.chown(path, NOBODY, -1)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@contextlib.contextmanager
+def files_no_larger_than(size: int) -> Iterator[None]:
+    """A file system that is full, as far as a test can have one: EFBIG beyond `size` bytes of a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_special_files_are_named_and_skipped_without_being_opened(world: World, towards: str) -> None:
+    tree = world.source(towards) / "tree"
+    tree.mkdir()
+    (tree / "file").write_text("x")
+    os.mkfifo(tree / "fifo")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(tree / "socket"))
+        assert await world.carry(towards, "tree", "", recursive=True) == 23
+    assert {name.rpartition("/")[2]: why for name, why in world.failures().items()} == {
+        "fifo": "is a FIFO, not copied",
+        "socket": "is a socket, not copied",
+    }
+    assert os.listdir(world.sink(towards) / "tree") == ["file"]
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+async def test_special_files_on_the_command_line_are_skipped_too(world: World, towards: str, recursive: bool) -> None:
+    os.mkfifo(world.source(towards) / "fifo")
+    assert await world.carry(towards, "fifo", "/dev/null", "", recursive=recursive) == 23
+    assert list(world.failures().values()) == ["is a FIFO, not copied", "is a device, not copied"]
+
+
+async def test_an_existing_special_file_is_not_replaced(world: World, towards: str) -> None:
+    (world.source(towards) / "tree").mkdir()
+    (world.source(towards) / "tree" / "name").write_text("x")
+    (world.sink(towards) / "tree").mkdir()
+    os.mkfifo(world.sink(towards) / "tree" / "name")
+    assert await world.carry(towards, "tree", "", recursive=True) == 23
+    assert (world.sink(towards) / "tree" / "name").is_fifo()
+
+
+async def test_a_symlink_in_the_way_is_replaced_and_never_written_through(world: World, towards: str) -> None:
+    outside = world.tmp / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("mine")
+    tree, there = world.source(towards) / "tree", world.sink(towards) / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "file").write_text("new")
+    (tree / "sub" / "file").write_text("new")
+    there.mkdir()
+    (there / "file").symlink_to(outside / "file")
+    (there / "sub").symlink_to(outside)
+    assert await world.carry(towards, "tree", "", recursive=True) == 23
+    assert (there / "file").read_text() == "new"
+    assert not (there / "file").is_symlink()
+    assert (outside / "file").read_text() == "mine"
+    assert {name.rpartition("tree/")[2] for name in world.failures()} == {"sub", "sub/file"}
+
+
+async def test_one_source_of_two_is_missing(world: World, towards: str) -> None:
+    (world.source(towards) / "file").write_text("x")
+    assert await world.carry(towards, "nope", "file", "") == 23
+    assert world.failures() == {"nope": "cannot be read: no such file or directory"}
+    assert (world.sink(towards) / "file").read_text() == "x"
+
+
+async def test_a_full_disk_fails_the_file_and_says_so(world: World, towards: str) -> None:
+    (world.source(towards) / "big").write_bytes(bytes(range(256)) * 4096 * 12)
+    (world.source(towards) / "small").write_text("x")
+    (world.sink(towards) / "big").write_text("as it was")
+    with files_no_larger_than(3 * MIB):
+        assert await world.carry(towards, "big", "") == 74
+        assert await world.carry(towards, "big", "small", "") == 23
+    assert list(world.failures().values()) == ["cannot be written: file too large"]
+    assert (world.sink(towards) / "big").read_text() == "as it was"
+    assert (world.sink(towards) / "small").read_text() == "x"
+
+
+def vanish(path: Path) -> None:
+    path.unlink()
+
+
+def grow(path: Path) -> None:
+    with open(path, "ab") as file:
+        file.write(b"more")
+
+
+def shrink(path: Path) -> None:
+    os.truncate(path, MIB)
+
+
+def replace(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes())
+    other.rename(path)
+
+
+def rewrite(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def become_a_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def become_a_symlink(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+CHANGES = [vanish, grow, shrink, replace, rewrite, become_a_fifo, become_a_symlink]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_file_that_changes_once_it_was_announced_fails_and_the_next_arrives(
+    world: World, towards: str, change: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = world.source(towards) / "tree"
+    tree.mkdir()
+    (tree / "a").write_bytes(b"a" * 3 * MIB)
+    (tree / "b").write_bytes(b"b" * 3 * MIB)
+
+    class Late(Reading):
+        def read(self, buffer: memoryview) -> list[tuple[Piece, memoryview]]:
+            if (tree / "a").exists() and not (tree / "changed").exists():
+                change(tree / "a")
+                (tree / "changed").touch()
+            return super().read(buffer)
+
+    monkeypatch.setattr("vsockfwd_copy.sending.Reading", Late)
+    assert await world.carry(towards, "tree", "", recursive=True) == 23
+    assert [name.rpartition("/")[2] for name in world.failures()] == ["a"]
+    assert os.listdir(world.sink(towards) / "tree") == ["b"]
+
+
+@pytest.mark.parametrize("change", [grow, shrink, rewrite])
+def test_a_file_that_changes_while_it_is_read_is_given_up(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 5 * MIB)
+    os.utime(path, ns=(0, 0))
+    tree = Tree([b"file"], recursive=False, base=os.fsencode(tmp_path))
+    ((entry, offer),) = tree.batch()
+    assert isinstance(entry, Large)
+    assert offer is not None
+    out = Reading(tree, 1, offer, [Range(0, entry.size)])
+    buffer = memoryview(bytearray(2 * MIB))
+    assert [type(piece) for piece, _ in out.read(buffer)] == [Chunk, Chunk]
+    change(path)
+    pieces = [piece for _ in range(4) if not out.over for piece, _ in out.read(buffer)]
+    assert isinstance(pieces[-1], GiveUp)
+    late = Reading(tree, 1, offer, [Range(0, entry.size)])
+    assert [type(piece) for piece, _ in late.read(buffer)] == [GiveUp], "not a byte of another file goes out"
+    tree.close()
+
+
+def test_a_deep_tree_costs_few_descriptors(tmp_path: Path) -> None:
+    at = Directory(None, os.fsencode(tmp_path), b"")
+    opened = OpenDirectories(kept=3)
+    before = len(os.listdir("/proc/self/fd"))
+    chain = [at]
+    for _ in range(10):
+        os.mkdir(b"d", dir_fd=opened.fd(at))
+        at = Directory(at, b"d", b"d")
+        chain.append(at)
+    for directory in reversed(chain):
+        assert os.path.samestat(
+            os.fstat(opened.fd(directory)), os.stat(b"/".join([os.fsencode(tmp_path), directory.title_of(b".")]))
+        )
+        assert len(os.listdir("/proc/self/fd")) <= before + 3
+    opened.close()
+
+
+def test_only_the_wanted_ranges_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 1024)
+    tree = Tree([b"file"], recursive=False, base=os.fsencode(tmp_path))
+    ((_, offer),) = tree.batch()
+    assert offer is not None
+    out = Reading(tree, 1, offer, [Range(3, 5), Range(1000, 1)])
+    *pieces, _ = out.read(memoryview(bytearray(MIB)))
+    tree.close()
+    assert [(piece.offset, bytes(data)) for piece, data in pieces if isinstance(piece, Chunk)] == [
+        (3, b"\3\4\5\6\7"),
+        (1000, b"\xe8"),
+    ]
+
+
+def test_a_file_that_may_not_be_read_fails_and_the_next_is_announced(tmp_path: Path) -> None:
+    for name in ("secret", "locked"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "locked").chmod(0)
+    (tmp_path / "secret" / "file").write_text("x")
+    (tmp_path / "secret" / "file").chmod(0)
+    (tmp_path / "secret" / "open").write_text("x")
+    base = os.open(tmp_path, os.O_RDONLY)
+    before = os.open(".", os.O_RDONLY)
+    os.fchdir(base)
+    try:
+        with as_nobody(tmp_path, tmp_path / "secret"):
+            tree = Tree([b"secret", b"locked"], recursive=True, base=b"")
+            items = tree.batch()
+            tree.close()
+    finally:
+        os.fchdir(before)
+        os.close(base)
+        os.close(before)
+    lost = [entry for entry, _ in items if isinstance(entry, Lost)]
+    assert [(entry.name, entry.failure.code) for entry in lost] == [
+        (b"file", Code.PERMISSION),
+        (b"locked", Code.PERMISSION),
+    ]
+    assert [entry.name for entry, _ in items if isinstance(entry, Small)] == [b"open"]
+
+
+def test_a_directory_that_may_not_be_written_is_told_as_a_permission(tmp_path: Path) -> None:
+    place = resolve(os.fsencode(tmp_path), sources=1, recursive=False, base=b"/")
+    tmp_path.chmod(0o555)
+    landing = Landing(place, 1)
+    with as_nobody():
+        landing.announce(Entries(1, [Small(b"file", 0o644, 0, b"x", digest(b"x"))]))
+    (result,) = landing.take_answers().results
+    assert result.failure is not None
+    assert result.failure.code == Code.PERMISSION
+    landing.close()
+    place.close()
+
+
+async def test_a_tree_copied_into_itself_comes_to_an_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vsockfwd_copy.reading.DEPTH_LIMIT", 20)
+    tree = world.home / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "file").write_text("x")
+    code = await world.cp(f"{tree}", "@tree/sub", recursive=True)
+    assert code in (0, 23)
+    assert snapshot(tree / "sub" / "tree")[b"file"] == snapshot(tree)[b"file"]

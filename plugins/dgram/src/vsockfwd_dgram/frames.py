@@ -1,0 +1,71 @@
+"""The mode's frames and its request: values and bytes only, no socket and no clock.
+
+All four frames are runs of *records*: a number (u32), a length (u16), so many bytes. What they say differs:
+
+    64 OPEN       client → agent   flow number, the source's address as text
+    65 DATAGRAMS  both ways        flow number, the datagram
+    66 CLOSE      both ways        flow number, why, as text
+    67 DROPS      both ways        reason (drops.Reason), how many since the last such frame (u32)
+
+The thing to understand first: a flow is a source address, announced once by OPEN and a number from then on. A number
+is not used again while its flow lives, and a datagram for a flow that was closed meanwhile is no error: it crossed
+the CLOSE on its way, and is counted.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Annotated
+
+import msgspec
+
+from vsockfwd.plugin import PeerBrokeProtocol
+
+NAME = "dgram"
+
+OPEN, DATAGRAMS, CLOSE, DROPS = 64, 65, 66, 67
+
+RECORD = struct.Struct("!IH")
+COUNT = struct.Struct("!I")
+
+DATAGRAM_LIMIT = 0xFFFF
+"""The most bytes of a datagram that a record can hold; UDP over IPv4 carries 65,507."""
+
+TEXT_LIMIT = 120
+"""The most bytes of a source's address or of a reason: a UNIX socket's path has 107."""
+
+FLOWS_LIMIT = 1 << 16
+"""The most flows that a client may ask for."""
+
+
+class Connect(msgspec.Struct, frozen=True):
+    """The request: send each flow's datagrams to this address, from a socket of the flow's own."""
+
+    connect: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+    flows: Annotated[int, msgspec.Meta(ge=1, le=FLOWS_LIMIT)]
+
+
+class Connected(msgspec.Struct, frozen=True):
+    """The reply: how many flows at once the agent has sockets for, at most as many as were asked for."""
+
+    flows: Annotated[int, msgspec.Meta(ge=1, le=FLOWS_LIMIT)]
+
+
+def record(number: int, payload: bytes) -> bytes:
+    """One record as bytes."""
+    return RECORD.pack(number, len(payload)) + payload
+
+
+def records(payload: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The records of a frame, as views of it. Raises PeerBrokeProtocol where the last one is cut off."""
+    at, end = 0, len(payload)
+    while at < end:
+        start = at + RECORD.size
+        if start > end:
+            raise PeerBrokeProtocol("the peer sent a frame of datagrams that ends within a record's header")
+        number, length = RECORD.unpack_from(payload, at)
+        at = start + length
+        if at > end:
+            raise PeerBrokeProtocol(f"the peer announced a datagram of {length} bytes and sent {end - start}")
+        yield number, payload[start:at]

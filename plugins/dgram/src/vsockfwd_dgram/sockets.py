@@ -1,0 +1,341 @@
+"""Datagram sockets: bound ones, connected ones, and many of them watched by one task.
+
+The thing to understand first: an answer must leave by the address that was asked, or its asker throws it away. A
+socket bound to one address does so by itself; one bound to every address is told of each datagram which it came to
+(IP_PKTINFO, ip(7) and ipv6(7)), and says so again when it answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import stat
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from vsockfwd.plugin import (
+    Address,
+    NameNotResolved,
+    UdpAddress,
+    UnixDatagramAddress,
+    VsockfwdError,
+    from_oserror,
+    printable,
+)
+
+Place = tuple[socket.AddressFamily, Any]
+"""A family and a socket address of it."""
+
+Way = Any
+"""Where a datagram came from, as a bound socket tells it: hashable, and enough to send an answer by."""
+
+BUFFER = 1 << 20
+"""Bytes that the kernel may keep for a socket. A datagram counts there with all of the memory that it sits in."""
+
+BURST = 64
+"""Datagrams read from one socket before the others, and those who send, have their turn."""
+
+SOCKETS = 32
+"""Sockets read before the others have theirs; the kernel hands them out in turn."""
+
+PRIVATE = 0o600
+
+# Names that Python's socket module lacks: linux/in.h, linux/in6.h, asm-generic/socket.h.
+_IP_PKTINFO = 8
+_SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 33, 32
+_SO_MEMINFO, _MEMINFO = 55, struct.Struct("9I")
+_PKTINFO, _PKTINFO6 = struct.Struct("i4s4s"), struct.Struct("16si")
+
+_LOOPBACK: list[Place] = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+_ANY: list[Place] = [(socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")]
+
+
+async def places(address: Address) -> list[Place]:
+    """What a datagram address stands for, best first, at least one. Raises NameNotResolved."""
+    if isinstance(address, UnixDatagramAddress):
+        return [(socket.AF_UNIX, address.path)]
+    assert isinstance(address, UdpAddress)
+    if address.host in ("", "*"):
+        hosts = _ANY if address.host else _LOOPBACK
+        return [(family, (host, address.port)) for family, host in hosts]
+    try:
+        found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_DGRAM)
+    except socket.gaierror as error:
+        why = (error.strerror or str(error)).lower()
+        raise NameNotResolved(f"the name {address.host} does not resolve: {why}") from None
+    except UnicodeError:  # the codec for names cuts at dots, and wants 1 to 63 characters between them
+        raise NameNotResolved(f"the name {address.host} does not resolve: a part is empty or too long") from None
+    return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
+
+
+def _datagram_socket(family: socket.AddressFamily) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    for forced, plain in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, forced, BUFFER)  # beyond net.core.rmem_max, for those who may
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, plain, BUFFER)
+    return sock
+
+
+def connect(place: Place) -> socket.socket:
+    """A socket of its own for one flow, connected, so that what ICMP says reaches that flow alone. Raises OSError."""
+    family, sockaddr = place
+    sock = _datagram_socket(family)
+    try:
+        if family == socket.AF_UNIX:
+            sock.bind("")  # an abstract name of the kernel's choice: an answer needs somewhere to go (unix(7))
+        sock.connect(sockaddr)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+# --- bound sockets
+
+
+class Bound:
+    """A bound socket: tells of each datagram where it came from, and answers by the same way."""
+
+    def __init__(self, sock: socket.socket, address: Address) -> None:
+        self.sock = sock
+        self.address = address
+
+    def receive_into(self, buffer: memoryview) -> tuple[int, Way]:
+        """One datagram: its length, which is more than the buffer's where it did not fit, and its way."""
+        return self.sock.recvfrom_into(buffer, 0, socket.MSG_TRUNC)
+
+    def send(self, datagram: bytes | memoryview, way: Way) -> None:
+        """Answer. Raises BlockingIOError or OSError."""
+        self.sock.sendto(datagram, way)
+
+    def source(self, way: Way) -> str:
+        """Who is at the other end of a way, for people."""
+        host, port = way[0].removeprefix("::ffff:"), way[1]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def close(self) -> None:
+        """Close. Twice is once."""
+        self.sock.close()
+
+
+class _BoundToAny(Bound):
+    """A socket bound to every address: a way is the peer's address and the ancillary data that names our own."""
+
+    def __init__(self, sock: socket.socket, address: Address) -> None:
+        super().__init__(sock, address)
+        if sock.family == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            self._own = self._own_ipv4
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            self._own = self._own_ipv6
+        self._room = socket.CMSG_SPACE(_PKTINFO6.size)
+
+    def receive_into(self, buffer: memoryview) -> tuple[int, Way]:
+        size, ancillary, _, peer = self.sock.recvmsg_into([buffer], self._room, socket.MSG_TRUNC)
+        return size, (peer, self._own(ancillary[0][2]) if ancillary else ())
+
+    @staticmethod
+    def _own_ipv4(info: bytes) -> tuple[Any, ...]:
+        _, local, _ = _PKTINFO.unpack(info)
+        return ((socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO.pack(0, local, bytes(4))),)
+
+    @staticmethod
+    def _own_ipv6(info: bytes) -> tuple[Any, ...]:
+        local, _ = _PKTINFO6.unpack(info)
+        if local[0] == 0xFF:  # sent to a group: nobody answers by that name
+            return ()
+        return ((socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(local, 0)),)
+
+    def send(self, datagram: bytes | memoryview, way: Way) -> None:
+        peer, own = way
+        self.sock.sendmsg([datagram], own, 0, peer)
+
+    def source(self, way: Way) -> str:
+        return super().source(way[0])
+
+
+class _BoundToPath(Bound):
+    """A UNIX datagram socket; takes its file with it when it closes, if it is still its own.
+
+    Senders that have no name are one flow, since nothing tells them apart, and cannot be answered.
+    """
+
+    def __init__(self, sock: socket.socket, address: UnixDatagramAddress) -> None:
+        super().__init__(sock, address)
+        self._path = address.path
+        self._file: os.stat_result | None = os.stat(address.path)
+
+    def send(self, datagram: bytes | memoryview, way: Way) -> None:
+        if way is None:
+            raise OSError(errno.EDESTADDRREQ, "the sender's socket has no name to answer to")
+        self.sock.sendto(datagram, way)
+
+    def source(self, way: Way) -> str:
+        return printable(way) if way else "a socket without a name"
+
+    def close(self) -> None:
+        file, self._file = self._file, None
+        with contextlib.suppress(OSError):  # somebody else took the file away, or its directory
+            if file is not None and os.path.samestat(os.stat(self._path), file):
+                os.unlink(self._path)
+        super().close()
+
+
+async def bind(address: Address) -> list[Bound]:
+    """Bind what an address stands for: at least one socket, all on one port. Raises VsockfwdError."""
+    try:
+        if isinstance(address, UnixDatagramAddress):
+            return [_bind_path(address)]
+        assert isinstance(address, UdpAddress)
+        return _bind_all(await places(address), address)
+    except OSError as error:
+        raise _bind_failed(error, address) from None
+
+
+def _bind_all(found: list[Place], address: UdpAddress) -> list[Bound]:
+    """A family that this machine lacks is left out, unless it is the only one.
+
+    With port 0 the kernel chooses for the first; a later one that finds it taken makes all start again.
+    """
+    attempts = 1 if address.port else 8
+    while True:
+        attempts -= 1
+        bound: list[Bound] = []
+        port = address.port
+        try:
+            for family, sockaddr in found:
+                try:
+                    bound.append(_bind(family, (sockaddr[0], port, *sockaddr[2:]), address))
+                except OSError as error:
+                    if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                        raise
+                    continue
+                port = bound[0].sock.getsockname()[1]
+            if not bound:
+                raise OSError(errno.EADDRNOTAVAIL, "no such address")
+            return bound
+        except OSError as error:
+            for each in bound:
+                each.close()
+            if error.errno != errno.EADDRINUSE or not attempts:
+                raise
+
+
+def _bind(family: socket.AddressFamily, sockaddr: Any, address: UdpAddress) -> Bound:
+    sock = _datagram_socket(family)
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(sockaddr)
+        host, port = sock.getsockname()[:2]
+        kind = _BoundToAny if host in ("0.0.0.0", "::") else Bound
+        return kind(sock, UdpAddress(host, port))
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _bind_path(address: UnixDatagramAddress) -> Bound:
+    sock = _datagram_socket(socket.AF_UNIX)
+    try:
+        # Linux gives the file the mode of the socket's own inode: there is no moment in which it is open to others.
+        os.fchmod(sock.fileno(), PRIVATE)
+        try:
+            sock.bind(address.path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not _left_behind(address.path):
+                raise
+            os.unlink(address.path)
+            sock.bind(address.path)
+        return _BoundToPath(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _left_behind(path: bytes) -> bool:
+    """Whether a socket's file stands there that nobody holds any more."""
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as probe:
+        return probe.connect_ex(path) == errno.ECONNREFUSED
+
+
+def _bind_failed(error: OSError, address: Address) -> VsockfwdError:
+    hint = ""
+    if isinstance(address, UnixDatagramAddress):
+        if error.errno == errno.EADDRINUSE:
+            hint = "something stands there already: a server that runs, or a file"
+        elif error.errno == errno.ENOENT:
+            hint = "its directory does not exist"
+    elif error.errno == errno.EADDRINUSE and isinstance(address, UdpAddress):
+        hint = f"another program listens there (ss -lunp 'sport = :{address.port}' names it); port 0 picks a free one"
+    elif error.errno == errno.EACCES:
+        hint = "ports below 1024 need root or CAP_NET_BIND_SERVICE"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        hint = "this machine has no such address"
+    return from_oserror(error, f"listen on {address.bare()}", hint=hint)
+
+
+# --- many sockets, one task
+
+
+class Poll:
+    """Watches sockets: one epoll inside trio's, so that a flow costs a socket and no task.
+
+    `lost` is told of datagrams that the kernel threw away because a socket's buffer was full.
+    """
+
+    def __init__(self, lost: Callable[[int], None]) -> None:
+        self._epoll = select.epoll()
+        self._watched: dict[int, tuple[socket.socket, Callable[[], None]]] = {}
+        self._counted: dict[int, int] = {}
+        self._lost = lost
+
+    def add(self, sock: socket.socket, drain: Callable[[], None]) -> None:
+        """Call `drain` when the socket has something to read, be it an error."""
+        self._epoll.register(sock, select.EPOLLIN)
+        self._watched[sock.fileno()] = (sock, drain)
+        self._counted[sock.fileno()] = 0
+
+    def forget(self, sock: socket.socket) -> None:
+        """Watch a socket no more; it is about to be closed."""
+        self._count(sock)
+        self._epoll.unregister(sock)
+        del self._watched[sock.fileno()], self._counted[sock.fileno()]
+
+    def close(self) -> None:
+        """Watch nothing any more; the sockets are their owners' to close."""
+        self.count_lost()
+        self._epoll.close()
+
+    def count_lost(self) -> None:
+        """Ask the kernel what it threw away since it was asked last."""
+        for sock, _ in self._watched.values():
+            self._count(sock)
+
+    def _count(self, sock: socket.socket) -> None:
+        fd = sock.fileno()
+        try:
+            now = _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))[8]
+        except (OSError, struct.error):
+            return  # a kernel that keeps no such count
+        self._lost((now - self._counted[fd]) & 0xFFFF_FFFF)
+        self._counted[fd] = now
+
+    async def run(self) -> None:
+        """Drain what is readable, until cancelled."""
+        while True:
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            for fd, _ in self._epoll.poll(0, SOCKETS):
+                if (watched := self._watched.get(fd)) is not None:  # a drain before it may have closed this one
+                    watched[1]()

@@ -1,0 +1,114 @@
+"""`vsockfwd dgram` as a user runs it: real processes, real peers, exit codes."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cli.process import DEADLINE, Server, agent, wait_until
+from tests.peers import need
+from vsockfwd.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with agent(tmp_path_factory.mktemp("agent")) as server:
+        yield server.address
+
+
+@pytest.fixture
+def server() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(DEADLINE)
+        yield sock
+
+
+def test_datagrams_pass_through_real_processes_and_ctrl_c_ends_them_with_a_summary(target, server, tmp_path):
+    here = tmp_path / "here"
+    words = ("-L", f"0:127.0.0.1:{server.getsockname()[1]}", "-L", f"{here}:127.0.0.1:{server.getsockname()[1]}")
+    with Server("dgram", *words, target) as forward, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(DEADLINE)
+        client.connect(("127.0.0.1", forward.port))
+        for datagram in (b"", b"question", bytes(65_507)):
+            client.send(datagram)
+            received, peer = server.recvfrom(1 << 17)
+            assert received == datagram
+            server.sendto(datagram, peer)
+            assert client.recv(1 << 17) == datagram
+        assert {event["address"] for event in forward.wait_for("listening", 3)} >= {f"unix-dgram:{here}"}
+        assert here.stat().st_mode & 0o777 == 0o600
+        assert forward.signal(signal.SIGINT) == 130
+        forward._reader.join(DEADLINE)
+        summaries = [str(event["outcome"]) for event in forward.of("closed")]
+        assert any("3 datagrams out, 3 in, 0 dropped" in summary for summary in summaries)
+        assert forward.errors() == ""
+    assert not here.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("udp:1", "udp:2"), "without an agent, is not built"),
+        (("-R", "1:a:2", "3"), "dgram -R is not built"),
+        (("3",), "-L SPEC"),
+        (("-L", "5353:dns:53", "3", "4"), "one TARGET"),
+        (("-L", "5353:dns:domain", "3"), "character 10: a port must be a number"),
+        (("-L", "0:a:1", "--idle", "0", "3"), "--idle 0"),
+        (("-L", "0:a:1", "--idle", "nan", "3"), "--idle nan"),
+        (("-L", "0:a:1", "--flows", "70000", "3"), "--flows 70000"),
+    ],
+)
+def test_what_is_not_meant_or_not_built_is_refused_by_name(words, text, capsys):
+    assert main(["dgram", *words]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert text in errors
+
+
+def test_what_cannot_be_done_is_said_in_one_line_with_the_right_exit_code(target, server, tmp_path, capsys):
+    taken = server.getsockname()[1]
+    for words, code, text in (
+        (("-L", "0:a:1", f"unix:{tmp_path}/none"), 69, "no such socket"),
+        (("-L", "0:no-such-name.invalid:1", target), 69, "no-such-name.invalid does not resolve"),
+        (("-L", f"127.0.0.1:{taken}:a:1", target), 73, "another program listens there"),
+    ):
+        assert main(["dgram", *words]) == code
+        errors = capsys.readouterr().err
+        assert errors.count("\n") == 1, errors
+        assert text in errors
+
+
+def test_a_rule_that_cannot_listen_leaves_the_others_alone(target, server):
+    taken = server.getsockname()[1]
+    words = ("-L", f"127.0.0.1:{taken}:localhost:9", "-L", f"127.0.0.1:0:127.0.0.1:{taken}")
+    with Server("dgram", *words, target) as forward, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        assert "another program listens there" in str(forward.wait_for("problem"))
+        client.sendto(b"x", ("127.0.0.1", forward.port))
+        assert server.recv(10) == b"x"
+
+
+def test_dig_asks_a_real_dns_server_through_the_forward(target, tmp_path):
+    dig, dnsmasq = need("dig"), need("dnsmasq")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = ["--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces", "--user="]
+    flags += ["--listen-address=127.0.0.1", f"--port={port}", "--address=/guest.test/192.0.2.7"]
+    dns = subprocess.Popen([dnsmasq, *flags], stderr=subprocess.DEVNULL)
+    try:
+        with Server("dgram", "-L", f"0:localhost:{port}", target) as forward:
+
+            def ask(name: str) -> str:
+                command = [dig, "@127.0.0.1", "-p", str(forward.port), "+short", "+tries=5", "+time=1", name]
+                return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE).stdout.strip()
+
+            wait_until(lambda: ask("guest.test") == "192.0.2.7")
+            assert [ask(f"{number}.guest.test") for number in range(5)] == ["192.0.2.7"] * 5
+    finally:
+        dns.terminate()
+        dns.wait(DEADLINE)
