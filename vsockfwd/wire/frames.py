@@ -223,4 +223,4 @@ def describe_stranger(data: Buffer) -> str:
         return "speaks TLS"
     if start.split(b" ")[0] in (b"GET", b"POST", b"HEAD", b"PUT", b"CONNECT", b"OPTIONS"):
         return "is an HTTP client"
-    return f"began with {printable(start[:32])!r}"
+    return f"began with '{printable(start[:32])}'"
