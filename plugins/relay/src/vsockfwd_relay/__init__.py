@@ -1,3 +1,14 @@
-"""vsockfwd-relay"""
+"""The relay mode: socat's address types and meanings over every stream that vsockfwd knows.
+
+A map of the house: `grammar` reads an address's text, `options` and `table` give its words a meaning (one row a type),
+`sockets`, `files` and `programs` open them, `streams` puts streams together, `dump` shows what passes, `relaying` joins
+the two ends, `command` is the command line. `address_type` holds the values that they hand each other.
+"""
+
+from __future__ import annotations
+
+from vsockfwd.plugin import Mode
 
 __version__ = "0.1.0"
+
+MODE = Mode("relay", "relays between two addresses of socat's kind, on this machine alone")

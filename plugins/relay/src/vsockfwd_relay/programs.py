@@ -1,0 +1,204 @@
+"""EXEC and SYSTEM: a program at one end, and what it is told about the peer at the other.
+
+The thing to understand first: the program is ours until its address is closed. It may finish for a moment after its
+streams have ended; then it is told to stop, then killed, and reaped in any case. It runs in a process group of its own,
+so that what it started goes with it, except under a terminal, where a background group could not ask for a password.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from vsockfwd.plugin import (
+    Features,
+    NetworkPeer,
+    OwnPeer,
+    SocketStream,
+    Stream,
+    UsageError,
+    VsockfwdError,
+    VsockPeer,
+    from_oserror,
+    printable,
+)
+from vsockfwd_relay.address_type import Direction, Options, Situation, Specification
+from vsockfwd_relay.grammar import words
+from vsockfwd_relay.streams import over_descriptors
+
+FINISH = 1.0
+"""Seconds that a program has after both its streams have ended, and again after it was told to stop."""
+
+_PEER_VARIABLES = ("SOCAT_PEERADDR", "SOCAT_PEERPORT", "SOCAT_SOCKADDR", "SOCAT_SOCKPORT", "VSOCKFWD_PEER")
+
+# --- parameters ---------------------------------------------------------------------------------------------------
+
+
+def command(text: str, options: Options) -> list[str]:
+    """EXEC's words."""
+    found = words(text)
+    if not found[0]:
+        raise UsageError("the program is missing")
+    return _whole(found)
+
+
+def shell_command(text: str, options: Options) -> list[str]:
+    """SYSTEM's command, for the shell."""
+    if not text:
+        raise UsageError("the command is missing")
+    return _whole(["/bin/sh", "-c", text])
+
+
+def _whole(arguments: list[str]) -> list[str]:
+    if any("\0" in argument for argument in arguments):
+        raise UsageError("a program's argument holds no NUL byte")
+    return arguments
+
+
+# --- what a program is told ---------------------------------------------------------------------------------------
+
+
+def environment_of(stream: Stream) -> dict[str, str]:
+    """Who called, as socat tells it and as we do, for a stream that was accepted."""
+    told = {"VSOCKFWD_PEER": str(stream.peer)}
+    match stream.peer:
+        case NetworkPeer(host, port):
+            told |= {"SOCAT_PEERADDR": _shown(host), "SOCAT_PEERPORT": str(port)}
+        case VsockPeer(cid, port):
+            told |= {"SOCAT_PEERADDR": str(cid), "SOCAT_PEERPORT": str(port)}
+        case _:
+            told["SOCAT_PEERADDR"] = "<anon>"
+    return told | (_own_address(stream.sock) if stream.sock is not None else {})
+
+
+def _own_address(sock: socket.socket) -> dict[str, str]:
+    own: Any = sock.getsockname()
+    if isinstance(own, tuple):
+        host = own[0] if isinstance(own[0], int) else _shown(own[0].removeprefix("::ffff:"))
+        return {"SOCAT_SOCKADDR": str(host), "SOCAT_SOCKPORT": str(own[1])}
+    return {"SOCAT_SOCKADDR": os.fsdecode(own).replace("\0", "@")}
+
+
+def _shown(host: str) -> str:
+    """socat writes IPv6 addresses in full."""
+    try:
+        return f"[{ipaddress.IPv6Address(host.partition('%')[0]).exploded}]"
+    except ValueError:
+        return host
+
+
+def _environment(spec: Specification, told: Mapping[str, str]) -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if name not in _PEER_VARIABLES}
+    environment |= told
+    environment |= {"SOCAT_PID": str(os.getpid()), "SOCAT_PPID": str(os.getpid())}
+    return environment | ({"PATH": spec.option("path")} if spec.option("path") else {})
+
+
+# --- running ------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def run_program(spec: Specification, situation: Situation) -> AsyncIterator[Stream]:
+    """The program's standard input and output as a stream. Raises VsockfwdError when it says that it failed."""
+    stream, process, stop = await _start(spec, situation)
+    situation.note(2, f"{spec}: started as process {process.pid}")
+    patience = 0.0
+    try:
+        yield stream
+        patience = FINISH
+    finally:
+        stream.close()
+        with trio.CancelScope(shield=True):
+            stopped = await _finish(process, patience, stop)
+        situation.note(2, f"{spec}: {_status(process.returncode)}{', when told to' if stopped else ''}")
+    if process.returncode and not stopped:
+        raise VsockfwdError(f"{spec}: the program {_status(process.returncode)}")
+
+
+Stop = Callable[[int], None]
+
+
+async def _start(spec: Specification, situation: Situation) -> tuple[Stream, trio.Process, Stop]:
+    direction, arguments = situation.direction, spec.subject
+    stream, stdin, stdout = _plumb(spec)
+    session = bool(spec.option("setsid"))
+    group = 0 if not session and not _has_terminal() else None
+    try:
+        process = await trio.lowlevel.open_process(
+            [os.path.basename(arguments[0]), *arguments[1:]],
+            executable=arguments[0],
+            # With -u only one of the two is ours; the other stays what it is for us, as socat has it.
+            stdin=stdin if Direction.WRITE in direction else None,
+            stdout=stdout if Direction.READ in direction else None,
+            stderr=subprocess.STDOUT if spec.option("stderr") else None,
+            env=_environment(spec, situation.environment),
+            start_new_session=session,
+            process_group=group,
+        )
+    except OSError as error:
+        stream.close()
+        raise from_oserror(error, f"run {printable(arguments[0])}") from None
+    except BaseException:
+        stream.close()
+        raise
+    finally:
+        for number in {stdin, stdout}:
+            os.close(number)
+    whole_group = session or group is not None
+    return stream, process, lambda number: _signal(process, number, whole_group)
+
+
+def _plumb(spec: Specification) -> tuple[Stream, int, int]:
+    """Our stream, and the program's two descriptors, which may be one."""
+    name = printable(str(spec))
+    if spec.option("pipes"):
+        stdin, writing = os.pipe()
+        reading, stdout = os.pipe()
+        return over_descriptors(reading, writing, name, [reading, writing]), stdin, stdout
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    both = theirs.detach()
+    return SocketStream(ours, Features(half_close=True), OwnPeer(name), name), both, both
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+async def _finish(process: trio.Process, patience: float, stop: Stop) -> bool:
+    """Wait, tell it to stop, kill it. Returns whether it had to be told."""
+    with trio.move_on_after(patience):
+        await process.wait()
+        return False
+    stop(signal.SIGTERM)
+    with trio.move_on_after(FINISH):
+        await process.wait()
+        return True
+    stop(signal.SIGKILL)
+    await process.wait()
+    return True
+
+
+def _signal(process: trio.Process, number: int, whole_group: bool) -> None:
+    try:
+        os.killpg(process.pid, number) if whole_group else os.kill(process.pid, number)
+    except ProcessLookupError:
+        pass  # it went by itself
+
+
+def _status(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"exited with status {code}"

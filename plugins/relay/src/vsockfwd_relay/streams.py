@@ -1,0 +1,192 @@
+"""Streams made of streams: of two halves, of descriptors, and those that look at what passes.
+
+What opens them stands elsewhere. The thing to understand first: the engine's relay joins two streams that both can be
+read and written, and ends when both have been read to their end. A half that is missing must therefore end too, and
+it does so when the other half is over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable
+
+import trio
+
+from vsockfwd.plugin import DescriptorStream, Reset, Stream, from_oserror
+
+LOOK_AGAIN = 1.0
+"""Seconds after which an end that is ignored is looked at again."""
+
+_DISCARDED = 1 << 16
+
+Data = memoryview | bytes | bytearray
+
+
+class Halves(Stream):
+    """Reads from one stream and writes to another; either may be missing. What is sent to none is dropped.
+
+    A write that fails is final where what is read comes from elsewhere: no answer to it can be on its way. With
+    nothing to read from, what a socket's peer says is taken and dropped, for unread bytes would turn the close into
+    a reset that takes back what was sent; the end comes when the writing is over.
+    """
+
+    def __init__(self, reading: Stream | None, writing: Stream | None) -> None:
+        self._reading = reading
+        self._writing = writing
+        self._all = [stream for stream in (reading, writing) if stream is not None]
+        self.name = "!!".join(dict.fromkeys(stream.name for stream in self._all))
+        self.peer = self._all[0].peer
+        self.sock = self._all[0].sock
+        self.features = self._all[-1].features
+        if reading is None:  # to say the end kills no answer, where none is wanted
+            self.features = dataclasses.replace(self.features, half_close=True)
+        self._over = False
+        self._listening = writing is not None and writing.sock is not None
+        self._waiting = trio.CancelScope()
+
+    def try_receive_into(self, buffer: memoryview) -> int:
+        if self._over:
+            return 0
+        if self._reading is not None:
+            return self._reading.try_receive_into(buffer)
+        if self._writing is not None and self._listening:
+            self._listening = self._writing.try_receive_into(buffer[:_DISCARDED]) > 0
+        raise BlockingIOError
+
+    async def wait_readable(self) -> None:
+        if self._over:
+            return
+        source = self._reading or (self._writing if self._listening else None)
+        with trio.CancelScope() as self._waiting:
+            if source is not None:
+                await source.wait_readable()
+            else:
+                await trio.sleep_forever()
+
+    def try_send(self, data: Data) -> int:
+        if self._writing is None:
+            return len(data)  # who names STDIN, or a file for reading, wants no answer
+        if self._writing is self._reading:
+            return self._writing.try_send(data)
+        return _write(self._writing.try_send, data, self.name)
+
+    async def wait_writable(self) -> None:
+        if self._writing is not None:
+            await self._writing.wait_writable()
+
+    def shutdown_sending(self) -> None:
+        if self._writing is not None:
+            self._writing.shutdown_sending()
+        if self._reading is None:
+            self._end()
+
+    def _end(self) -> None:
+        self._over = True
+        self._waiting.cancel()
+
+    def close(self) -> None:
+        for stream in self._all:
+            stream.close()
+
+    def abort(self) -> None:
+        for stream in self._all:
+            stream.abort()
+
+
+class StandardOutputClosed(Reset):
+    """Nobody reads our standard output any more, as when `head` has seen enough."""
+
+
+def _write(send: Callable[[Data], int], data: Data, name: str, standard_output: bool = False) -> int:
+    """Send, and raise a failure as an error that ends the relay at once, without waiting for an answer."""
+    try:
+        return send(data)
+    except BlockingIOError:
+        raise
+    except BrokenPipeError as error:
+        kind = StandardOutputClosed if standard_output else Reset
+        raise kind(f"{name}: nobody reads what is written there", errno=error.errno or 0) from None
+    except OSError as error:
+        raise from_oserror(error, f"write to {name}") from None
+
+
+class Descriptors(DescriptorStream):
+    """A stream over descriptors, one of which may be missing; `owned` are closed with it. Its writes fail for good."""
+
+    def __init__(self, reading: int | None, writing: int | None, name: str, owned: Iterable[int] = ()) -> None:
+        self._standard_output = writing == 1
+        self._closing = list(owned)
+        try:
+            if reading is None or writing is None:
+                # The stream beneath wants both: the null device stands in for the one that is missing.
+                null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+                self._closing.append(null)
+                reading, writing = null if reading is None else reading, null if writing is None else writing
+            super().__init__(reading, writing, name)
+        except BaseException:
+            self._close_rest()
+            raise
+
+    def try_send(self, data: Data) -> int:
+        return _write(super().try_send, data, self.name, self._standard_output)
+
+    def close(self) -> None:
+        super().close()
+        self._close_rest()
+
+    def _close_rest(self) -> None:
+        while self._closing:
+            os.close(self._closing.pop())
+
+
+class Kept(Halves):
+    """Leaves the writing end open when it is told that nothing more comes: others write there too."""
+
+    def shutdown_sending(self) -> None:
+        if self._reading is None:
+            self._end()
+
+
+def over_descriptors(
+    reading: int | None, writing: int | None, name: str, owned: Iterable[int] = (), *, kept: bool = False
+) -> Stream:
+    """A stream over one or two descriptors. Raises OSError. `kept`: others use them too."""
+    stream = Descriptors(reading, writing, name, owned)
+    return (Kept if kept else Halves)(None if reading is None else stream, None if writing is None else stream)
+
+
+class Persistent(Halves):
+    """`ignoreeof`: where the stream ends it is looked at again, second after second."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(stream, stream)
+        self._at_end = False
+
+    def try_receive_into(self, buffer: memoryview) -> int:
+        size = super().try_receive_into(buffer)
+        self._at_end = not size and not self._over
+        if self._at_end:
+            raise BlockingIOError
+        return size
+
+    async def wait_readable(self) -> None:
+        if not self._at_end:
+            await super().wait_readable()
+            return
+        with trio.CancelScope() as self._waiting:
+            await trio.sleep(LOOK_AGAIN)
+
+
+class Watched(Halves):
+    """Shows what is read to a function before it goes on."""
+
+    def __init__(self, stream: Stream, show: Callable[[memoryview], None]) -> None:
+        super().__init__(stream, stream)
+        self._show = show
+
+    def try_receive_into(self, buffer: memoryview) -> int:
+        size = super().try_receive_into(buffer)
+        if size:
+            self._show(buffer[:size])
+        return size

@@ -1,0 +1,179 @@
+"""The command as a process: flags, standard streams in every state, exit codes, one line an error."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vsockfwd_relay.command import relay
+
+from tests.peers import need
+from vsockfwd.plugin import Invocation, UsageError, ignore
+
+Start = Callable[..., Any]
+LIMIT = 10
+
+
+def port_of(process: subprocess.Popen[bytes]) -> int:
+    assert process.stderr is not None
+    found = re.search(rb"listening on tcp:.*:(\d+)", process.stderr.readline())
+    assert found is not None
+    return int(found[1])
+
+
+def words(*argv: str) -> int:
+    return relay(Invocation(ignore, False, 0, dict), list(argv))
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["-"], "exactly 2 addresses, not 1"),
+        (["-", "-", "-"], "exactly 2 addresses, not 3"),
+        (["-s", "-", "-"], "socat's -s is not built here"),
+        (["-lf", "x", "-", "-"], "socat's -lf is not built here"),
+        (["-r", "x", "-", "-"], "socat's -r is not built here"),
+        (["-xv", "-", "-"], "relay has no flag -xv – flags are not merged"),
+        (["-q", "-", "-"], "relay has no flag -q"),
+        (["-t"], "-t is a number of seconds"),
+        (["-tx", "-", "-"], "-t is a number of seconds, such as 5 or 0.5, not 'x'"),
+        (["-b0", "-", "-"], "-b is a number of bytes"),
+        (["-", "TCP-LISTEN:1,fork"], "fork belongs to the first address here"),
+    ],
+)
+def test_a_command_line_that_is_wrong_is_refused_by_name(argv: list[str], told: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        words(*argv)
+    assert told in raised.value.line()
+
+
+def test_help_and_version_are_answered(capsys: pytest.CaptureFixture[str]) -> None:
+    assert words("-h") == words("-hh") == words("-V") == words("--help") == 0
+    told = capsys.readouterr().out
+    assert "TCP-LISTEN:PORT" in told
+    assert "vsockfwd relay 0." in told
+
+
+def test_standard_input_and_output_reach_a_server_and_its_answer_comes_back(command: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        process = command("-", f"TCP:127.0.0.1:{server.getsockname()[1]}")
+        process.stdin.write(b"question")
+        process.stdin.close()
+        connection, _ = server.accept()
+        with connection:
+            assert connection.recv(100) == b"question"
+            assert connection.recv(100) == b""
+            connection.sendall(b"answer")
+    assert process.stdout.read() == b"answer"
+    assert (process.wait(LIMIT), process.stderr.read()) == (0, b"")
+
+
+HOST = """
+import socket, sys
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
+connection, _ = server.accept()
+print(connection.makefile().readline(), end="", flush=True)
+connection.sendall(b"Hello, guest!\\n")
+"""
+GUEST = """
+import socket, sys
+connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+connection.sendall(b"Hello, world!\\n")
+print(connection.makefile().read(), end="")
+"""
+
+
+def test_a_plain_program_on_either_end_says_hello(command: Start) -> None:
+    plain = [sys.executable, "-c"]
+    with subprocess.Popen([*plain, HOST], stdout=subprocess.PIPE) as host:
+        assert host.stdout is not None
+        process = command("TCP-LISTEN:0,bind=127.0.0.1", f"TCP:127.0.0.1:{int(host.stdout.readline())}")
+        guest = subprocess.run([*plain, GUEST, str(port_of(process))], stdout=subprocess.PIPE, timeout=LIMIT)
+        assert host.stdout.read() == b"Hello, world!\n"
+    assert guest.stdout == b"Hello, guest!\n"
+    assert process.wait(LIMIT) == 0
+
+
+def test_one_way_takes_its_bytes_from_the_side_that_the_flag_says(command: Start, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"up")
+    up = command("-u", f"OPEN:{tmp_path}/in", "-")
+    down = command("-U", "-", f"OPEN:{tmp_path}/in")
+    assert (up.communicate(timeout=LIMIT)[0], down.communicate(timeout=LIMIT)[0]) == (b"up", b"up")
+
+
+def test_a_reader_that_leaves_ends_the_relay_at_once_and_in_silence(command: Start) -> None:
+    process = command("-", "EXEC:yes", stdin=subprocess.PIPE)
+    assert process.stdout.readline() == b"y\n"
+    process.stdout.close()
+    assert process.wait(5) == 128 + signal.SIGPIPE
+    assert b"vsockfwd" not in process.stderr.read()
+
+
+def test_a_full_standard_output_is_an_error_of_one_line(command: Start) -> None:
+    with open("/dev/full", "wb") as full:
+        process = command("-u", "OPEN:/dev/zero", "-", stdout=full)
+    assert process.wait(LIMIT) == 74
+    assert process.stderr.read() == b"vsockfwd: write to stdio: no space left on device\n"
+
+
+@pytest.mark.parametrize(("redirection", "told"), [("<&-", b"standard input"), (">&-", b"standard output")])
+def test_a_standard_stream_that_is_closed_is_named(redirection: str, told: bytes) -> None:
+    program = f"exec {sys.executable} -m vsockfwd relay - PIPE {redirection}"
+    done = subprocess.run(["/bin/sh", "-c", program], stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT)
+    assert done.returncode == 69
+    assert done.stderr == b"vsockfwd: " + told + b" is not open\n"
+
+
+def test_a_terminal_is_read_line_by_line_and_left_blocking(command: Start) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        process = command("-", "EXEC:tr a-z A-Z", stdin=theirs)
+        os.write(ours, b"typed\n\4")
+        assert process.stdout.read() == b"TYPED\n"
+        assert process.wait(LIMIT) == 0
+        assert os.get_blocking(theirs)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_what_cannot_be_reached_has_its_exit_code_and_one_line(command: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    refused = command("-", f"TCP:127.0.0.1:{port}")
+    vsock = command("-", "VSOCK-CONNECT:1:876")  # the tests' guard lets no such socket be made
+    for process, told in ((refused, b"connection refused"), (vsock, b"vsock")):
+        _, error = process.communicate(timeout=LIMIT)
+        assert process.returncode == 69
+        assert told in error
+        assert error.count(b"\n") == 1
+
+
+def test_many_write_to_one_standard_output_and_the_first_does_not_close_it(command: Start) -> None:
+    process = command("-u", "TCP-LISTEN:0,bind=127.0.0.1,fork", "-")
+    port = port_of(process)
+    for word in (b"first", b"second"):
+        subprocess.run([need("socat"), "-u", "-", f"TCP:127.0.0.1:{port}"], input=word, check=True, timeout=LIMIT)
+        assert os.read(process.stdout.fileno(), 100) == word
+    process.send_signal(signal.SIGINT)
+    assert process.wait(LIMIT) == 130
+
+
+def test_d_tells_what_happens_and_without_it_nothing_is_said(command: Start) -> None:
+    loud = command("-d", "-d", "-", "EXEC:true", stdin=subprocess.DEVNULL)
+    quiet = command("-", "EXEC:true", stdin=subprocess.DEVNULL)
+    told = loud.communicate(timeout=LIMIT)[1].decode()
+    assert "started as process" in told
+    assert "exited with status 0" in told
+    assert "complete, 0 bytes out, 0 bytes in" in told
+    assert quiet.communicate(timeout=LIMIT)[1] == b""
