@@ -328,17 +328,24 @@ def from_oserror(error: OSError, what: str, *, hint: str = "") -> VsockfwdError:
 
 
 def the_one(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error of ours that a group of tasks failed with, where it holds nothing worse; else the group itself.
+    """The error that tasks which fail together are to be known by: ours, or the only one there is; else the group.
 
-    Tasks that fail together do so for one reason: the first is told. A bug among them is not hidden behind it.
+    Tasks of one job fail together for one reason, so the first of ours is told; a bug among them is not hidden by it.
     """
     ours, others = group.split(VsockfwdError)
-    if ours is None or (others is not None and others.subgroup(Exception) is not None):
-        return group
-    first: BaseException = ours
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first
+    if ours is not None and (others is None or others.subgroup(Exception) is None):
+        return _first(ours)
+    return _first(group) if _count(group) == 1 else group
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _count(error: BaseException) -> int:
+    return sum(map(_count, error.exceptions)) if isinstance(error, BaseExceptionGroup) else 1
 
 
 # Marks that change the order in which a terminal shows what follows: an old trick to make a name look like another.

@@ -187,7 +187,7 @@ async def test_the_reading_end_of_a_pipe_alone_ends_when_its_writer_does() -> No
         os.write(writing, b"last words")
         os.close(writing)
         assert await stream.receive_some() == b"last words"
-        with trio.fail_after(2):
+        with trio.fail_after(5):
             assert await stream.receive_some() == b""
         with pytest.raises(OSError, match="Bad file descriptor"):
             stream.try_send(b"x")
@@ -226,7 +226,7 @@ async def test_saying_the_end_on_a_terminal_does_not_cut_off_who_reads_from_it()
     tty.setraw(far)
     for fd in (near, far):
         stream = stream_of(fd, fd)
-        with trio.fail_after(2):
+        with trio.fail_after(5):
             async with trio.open_nursery() as nursery:
                 heard: list[bytes] = []
 
@@ -259,7 +259,7 @@ async def test_dev_null_and_files_are_never_waited_on(tmp_path: Path) -> None:
     for place, body in ((os.devnull, b""), (str(tmp_path / "f"), b"body")):
         fd = os.open(place, os.O_RDWR)
         async with stream_of(fd, fd) as stream:
-            with trio.fail_after(1):
+            with trio.fail_after(5):
                 assert await stream.receive_some() == body
                 assert await stream.receive_some() == b""
                 await stream.wait_readable()

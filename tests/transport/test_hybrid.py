@@ -171,7 +171,7 @@ async def test_a_vmm_that_is_gone_before_the_request_is_sent_is_told_and_leaks_n
 @pytest.mark.parametrize("answer", [(), (b"OK 12",)], ids=["silence", "half a line"])
 async def test_a_guest_that_was_restored_and_never_answers_times_out(tmp_path: Path, answer: tuple[bytes]) -> None:
     async with vmm(tmp_path / "vm", answering(*answer)) as address:
-        with trio.fail_after(2), pytest.raises(TimedOut, match="the VMM did not answer CONNECT") as caught:
+        with trio.fail_after(5), pytest.raises(TimedOut, match="the VMM did not answer CONNECT") as caught:
             await NET.connect(address)
     assert caught.value.exit_code == 75
 

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
 from tests.wire import conversation as c
 from vsockfwd.errors import LocalProtocolError, NotAllowed, VsockfwdError
 from vsockfwd.wire.control import PING_LIMIT, ControlMachine
 from vsockfwd.wire.frames import FRAME_LIMIT
 from vsockfwd.wire.machine import Machine, Role
+from vsockfwd.wire.messages import Open, encode
 from vsockfwd.wire.stream import StreamMachine
 
 WHY = NotAllowed("no")
@@ -134,7 +136,7 @@ def test_a_request_or_a_reply_beyond_the_handshake_limit_stays_here() -> None:
     client, agent = StreamMachine(Role.CLIENT), StreamMachine(Role.AGENT)
     long = c.Question("x" * 5000)
     with pytest.raises(LocalProtocolError, match=r"a request of \d+ bytes, where 4096 are the limit"):
-        client.open(c.Open(c.TOKEN, "m", (1,), c.msgspec.Raw(c.msgspec.msgpack.encode(long))))
+        client.open(Open(c.TOKEN, "m", (1,), Raw(encode(long))))
     agent.receive_data(client.open(c.OPEN))
     with pytest.raises(LocalProtocolError, match=r"a reply of \d+ bytes, where 4096 are the limit"):
         agent.accept(1, long)

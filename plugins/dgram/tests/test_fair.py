@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from vsockfwd_dgram import fair
 from vsockfwd_dgram.fair import OVERHEAD, FairQueue
 

@@ -10,9 +10,6 @@ import socket
 import msgspec
 import pytest
 import trio
-from vsockfwd_dgram import MODE, far, near
-from vsockfwd_dgram.frames import CLOSE, DATAGRAMS, DROPS, NAME, OPEN, Connect, Connected, record, records
-from vsockfwd_dgram.sockets import bind
 
 from plugins.dgram.tests.world import DEADLINE, Udp, UnixDatagrams, echoing, settled
 from vsockfwd.plugin import (
@@ -33,6 +30,9 @@ from vsockfwd.plugin import (
     parse,
 )
 from vsockfwd.wire.messages import Hello
+from vsockfwd_dgram import MODE, far, near
+from vsockfwd_dgram.frames import CLOSE, DATAGRAMS, DROPS, NAME, OPEN, Connect, Connected, record, records
+from vsockfwd_dgram.sockets import bind
 
 LARGEST = 65_507
 """Bytes that UDP over IPv4 carries."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from vsockfwd_dgram.rule import parse_local
 
 from vsockfwd.plugin import AddressError
+from vsockfwd_dgram.rule import parse_local
 
 
 @pytest.mark.parametrize(

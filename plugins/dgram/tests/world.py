@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from vsockfwd_dgram import MODE
-from vsockfwd_dgram.near import Near
-from vsockfwd_dgram.sockets import Bound, bind
 
 from vsockfwd.plugin import (
     Agent,
@@ -28,6 +25,9 @@ from vsockfwd.plugin import (
     parse,
     serve_listeners,
 )
+from vsockfwd_dgram import MODE
+from vsockfwd_dgram.near import Near
+from vsockfwd_dgram.sockets import Bound, bind
 
 DEADLINE = 5.0
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import trio
-from vsockfwd_relay.relaying import Plan, run
-from vsockfwd_relay.table import specify
 
 from tests.peers import need
 from vsockfwd.plugin import Engine, Event
+from vsockfwd_relay.relaying import Plan, run
+from vsockfwd_relay.table import specify
 
 LIMIT = 10.0
 """Seconds after which something that should have happened did not."""

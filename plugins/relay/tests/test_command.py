@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vsockfwd_relay.command import relay
 
 from tests.peers import need
 from vsockfwd.plugin import Invocation, UsageError, ignore
+from vsockfwd_relay.command import relay
 
 Start = Callable[..., Any]
 LIMIT = 10

@@ -6,9 +6,9 @@ import re
 import subprocess
 
 import pytest
-from vsockfwd_relay.dump import Dump
 
 from tests.peers import need
+from vsockfwd_relay.dump import Dump
 
 DATA = b"hello\nworld\r, this is\\ a long\tline of text \xff\0"
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import trio
-from vsockfwd_relay import streams
-from vsockfwd_relay.address_type import Direction
 
 from vsockfwd.plugin import CannotCreate, NoSpace, NotFound, Unreachable, UsageError
+from vsockfwd_relay import streams
+from vsockfwd_relay.address_type import Direction
 
 Start = Callable[..., Any]
 Everything = Callable[[trio.abc.ReceiveStream], Awaitable[bytes]]

@@ -7,10 +7,10 @@ import subprocess
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vsockfwd_relay.grammar import Written, read, words
 
 from tests.peers import need
 from vsockfwd.plugin import AddressError
+from vsockfwd_relay.grammar import Written, read, words
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=30)
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import trio
-from vsockfwd_relay.address_type import Direction
 
 from vsockfwd.plugin import CannotCreate, DataError, NameNotResolved, Refused, TimedOut
+from vsockfwd_relay.address_type import Direction
 
 Start = Callable[..., Any]
 Everything = Callable[[trio.abc.ReceiveStream], Awaitable[bytes]]

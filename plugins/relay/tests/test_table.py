@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+
+from vsockfwd.plugin import HybridAddress, UnixAddress, UsageError, VsockAddress
 from vsockfwd_relay.address_type import Dual, Specification
 from vsockfwd_relay.command import help_text
 from vsockfwd_relay.options import OPTION_OF_NAME, OPTIONS
 from vsockfwd_relay.sockets import TcpPlace
 from vsockfwd_relay.table import TYPE_OF_NAME, TYPES, specify
-
-from vsockfwd.plugin import HybridAddress, UnixAddress, UsageError, VsockAddress
 
 
 def single(text: str) -> Specification:
