@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno as E
 import os
-import unicodedata
 from enum import IntEnum
 from typing import ClassVar
 
@@ -81,7 +80,7 @@ class AddressError(UsageError):
 
     def __init__(self, message: str, *, hint: str = "", errno: int = 0, text: str = "", position: int = 0) -> None:
         if text:
-            message = f"address {printable(text)!r}, character {position + 1}: {message}"
+            message = f"address '{printable(text)}', character {position + 1}: {message}"
         super().__init__(message, hint=hint, errno=errno)
         self.position = position
 
@@ -348,15 +347,12 @@ def _count(error: BaseException) -> int:
     return sum(map(_count, error.exceptions)) if isinstance(error, BaseExceptionGroup) else 1
 
 
-# Marks that change the order in which a terminal shows what follows: an old trick to make a name look like another.
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
 def printable(text: str | bytes, limit: int = TEXT_LIMIT) -> str:
     """Text of unknown origin, fit for a terminal or a log line.
 
-    Control characters (C0, C1, line and paragraph separators), bidirectional marks and bytes that are not UTF-8 come
-    out as `\\x1b`-style escapes; more than `limit` characters are cut with an ellipsis.
+    What Unicode does not call printable (controls, marks that turn the direction of writing, line separators, spaces
+    of odd kinds, what is assigned to nothing) and bytes that are not UTF-8 come out as `\\x1b`-style escapes; more
+    than `limit` characters are cut with an ellipsis.
     """
     if isinstance(text, bytes):
         text = text[: limit * 4].decode("utf-8", "surrogateescape")
@@ -368,6 +364,6 @@ def _escape(character: str) -> str:
     number = ord(character)
     if 0xDC80 <= number <= 0xDCFF:  # a byte that was not UTF-8
         return f"\\x{number - 0xDC00:02x}"
-    if character in _BIDI or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
-        return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
-    return character
+    if character.isprintable():
+        return character
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"

@@ -35,8 +35,9 @@ from vsockfwd.modes.forward import Connect, Connected, local_forward
 from vsockfwd.policy import Decision
 from vsockfwd.transport.base import Stream
 from vsockfwd.transport.memory import memory_pair
-from vsockfwd.wire.frames import AGENT_PREFACE, CLIENT_PREFACE
+from vsockfwd.wire.frames import AGENT_PREFACE, CLIENT_PREFACE, HEADER, FrameType, pack
 from vsockfwd.wire.machine import Role, State
+from vsockfwd.wire.messages import Hello, encode
 from vsockfwd.wire.stream import StreamMachine
 
 
@@ -494,3 +495,15 @@ def test_every_code_has_its_own_error_and_comes_back_as_the_same():
             assert error.code in (code, Code.BAD_REQUEST)
     assert isinstance(from_code(Code.TRUNCATED, "x"), Truncated)
     assert "99" in from_code(99, "x").message
+
+
+async def test_a_client_of_another_version_is_told_so(world: World):
+    async with world.agent(ECHO):
+        old = await world.engine.network.connect(world.target)
+        await old.send_all(CLIENT_PREFACE + pack(FrameType.HELLO, encode(Hello((9,)))))
+        with trio.fail_after(5):
+            answer = await old.receive_some()
+        assert answer[:8] == AGENT_PREFACE
+        assert HEADER.unpack_from(answer, 8)[::2] == (FrameType.ERROR, Code.VERSION)
+        assert b"speaks protocol version 9" in answer
+        old.close()

@@ -131,7 +131,8 @@ class Agent:
         link: ControlLink | Link | None = None
         try:
             with trio.fail_after(HANDSHAKE_DEADLINE):
-                link = await self._greet(stream)
+                link, seen = await self._greet(stream)
+                link.feed(seen)
                 event = await link.next()
         except trio.TooSlowError:
             error = TimedOut(f"no greeting within {HANDSHAKE_DEADLINE:g} s")
@@ -152,8 +153,8 @@ class Agent:
             assert isinstance(event, Requested)
             await self._serve_stream(link, event.request)
 
-    async def _greet(self, stream: Stream) -> ControlLink | Link:
-        """Read until the first frame's type is known, which says what kind of connection this is."""
+    async def _greet(self, stream: Stream) -> tuple[ControlLink | Link, bytes]:
+        """Read until the first frame's type says what kind of connection this is; returns what was read with it."""
         seen = b""
         buffer = memoryview(bytearray(PREFACE_LENGTH + HEADER_LENGTH + HANDSHAKE_LIMIT))
         while len(seen) <= PREFACE_LENGTH:
@@ -176,8 +177,7 @@ class Agent:
             link = Link(stream, StreamMachine(Role.AGENT), self.engine.buffers)
         else:
             raise PeerBrokeProtocol(f"the client began with {frame_name(kind)}, where HELLO or OPEN is due")
-        link.feed(seen)
-        return link
+        return link, seen
 
     async def _turn_away(self, stream: Stream, link: ControlLink | Link | None, error: VsockfwdError) -> None:
         """Tell a client why it gets nothing. A stranger who did not even begin rightly is told nothing."""

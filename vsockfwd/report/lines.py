@@ -64,6 +64,17 @@ class JsonReporter:
         if level(event) > self.verbosity:
             return
         try:
-            print(msgspec.json.encode(event).decode(), file=self.out, flush=True)
+            print(_json(event), file=self.out, flush=True)
         except (OSError, ValueError):
             pass  # nobody reads our words any more: the work goes on
+
+
+def _json(event: Event) -> str:
+    """The event as JSON; names that are not UTF-8, which JSON cannot hold, with their odd bytes escaped."""
+    try:
+        return msgspec.json.encode(event).decode()
+    except UnicodeEncodeError:
+        fields = msgspec.to_builtins(event)
+        return msgspec.json.encode(
+            {name: printable(value) if isinstance(value, str) else value for name, value in fields.items()}
+        ).decode()
