@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vsockfwd_copy.locations import Location, parse_location, plan
 
 from plugins.copy.tests.test_killed import ended, start, wait_until
-from vsockfwd.plugin import UsageError, parse
+from vsockfwd.plugin import Access, BadRequest, Resource, UsageError, parse
+from vsockfwd_copy import MODE
+from vsockfwd_copy.locations import Location, parse_location, plan
+from vsockfwd_copy.messages import Get, Put, Request, encode
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,17 @@ def test_what_is_no_copy_is_refused_by_name(words: list[str], why: str) -> None:
 
 def test_the_port_of_the_flag_is_the_agents() -> None:
     assert plan(["a", "3:"], port=99).target == parse("vsock:3:99")
+
+
+def test_the_policy_is_asked_about_every_path_that_a_request_touches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/guest")
+    assert MODE.resources(encode(Request(Get([b"/etc/hosts", b"notes"])))) == (
+        Resource(Access.READ, "/etc/hosts"),
+        Resource(Access.READ, "/home/guest/notes"),
+    )
+    assert MODE.resources(encode(Request(Put(b"in", 1)))) == (Resource(Access.WRITE, "/home/guest/in"),)
+    with pytest.raises(BadRequest):
+        MODE.resources(encode(Request(Put(b"in\0out", 1))))
 
 
 @pytest.fixture(scope="module")

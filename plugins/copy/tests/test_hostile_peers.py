@@ -7,6 +7,9 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 import pytest
+
+from plugins.copy.tests.world import MIB, World, snapshot
+from vsockfwd.plugin import Call, Code, Data, Ended, Mode, PeerBrokeProtocol
 from vsockfwd_copy.messages import (
     CHUNK_LIMIT,
     Chunk,
@@ -34,9 +37,6 @@ from vsockfwd_copy.messages import (
     digest,
     encode,
 )
-
-from plugins.copy.tests.world import MIB, World, snapshot
-from vsockfwd.plugin import Call, Code, Data, Ended, Mode, PeerBrokeProtocol
 
 Step = tuple[Kind | int, msgspec.Struct | bytes] | bytes
 """A frame, or bytes of data."""
@@ -233,7 +233,7 @@ DEMANDS = {
     "two answers to one": ([(Kind.RESULTS, Results([Result(1), Result(1)]))], "not asked about"),
     "an end without answers": ([], "before it had answered"),
     "data": ([b"data"], "sent data"),
-    "a frame of a sender": ([finish()], "frame of type 68"),
+    "a frame of a sender": ([finish()], "frame of type 67"),
 }
 
 

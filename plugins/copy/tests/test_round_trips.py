@@ -7,11 +7,11 @@ import random
 from pathlib import Path
 
 import pytest
-from vsockfwd_copy.messages import BATCH_LIMIT, CHUNK_LIMIT, SMALL_LIMIT
-from vsockfwd_copy.sending import READ_SIZE
 
 from plugins.copy.tests.world import MIB, World, snapshot
 from vsockfwd.plugin import FileDone, Moved, Planned, Summary
+from vsockfwd_copy.messages import BATCH_LIMIT, CHUNK_LIMIT, SMALL_LIMIT
+from vsockfwd_copy.sending import READ_SIZE
 
 BYTES = random.Random(7).randbytes(2 * MIB)
 

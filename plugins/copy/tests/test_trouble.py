@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from vsockfwd_copy.directories import Directory, OpenDirectories
-from vsockfwd_copy.landing import Landing, resolve
-from vsockfwd_copy.messages import Chunk, Entries, GiveUp, Large, Lost, Piece, Range, Small, digest
-from vsockfwd_copy.reading import Reading, Tree
 
 from plugins.copy.tests.world import MIB, World, snapshot
 from vsockfwd.plugin import Code
+from vsockfwd_copy.destination import resolve
+from vsockfwd_copy.directories import Directory, OpenDirectories
+from vsockfwd_copy.landing import Landing
+from vsockfwd_copy.messages import Chunk, Entries, GiveUp, Large, Lost, Piece, Range, Small, digest
+from vsockfwd_copy.reading import Reading, Tree
 
 NOBODY = 65534
 

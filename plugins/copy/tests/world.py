@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from vsockfwd_copy import MODE
-from vsockfwd_copy.command import copy
-from vsockfwd_copy.locations import plan
 
 from vsockfwd.plugin import (
     Agent,
@@ -23,6 +20,9 @@ from vsockfwd.plugin import (
     parse,
     serve_listeners,
 )
+from vsockfwd_copy import MODE
+from vsockfwd_copy.command import copy
+from vsockfwd_copy.locations import plan
 
 MIB = 1 << 20
 

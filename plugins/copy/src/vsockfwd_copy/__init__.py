@@ -5,7 +5,8 @@ Cheap to import, since an agent imports it when it starts; the rooms below are i
 messages     the frames that sender and receiver exchange, and the rules for names: no IO
 directories  descriptors of directories, opened downwards from a root and never through a symlink
 reading      the sender's file system: walks sources, reads files and their holes
-landing      the receiver's file system: what a destination means, and files that appear complete or not at all
+destination  what a destination means: into a directory, or as a name
+landing      the receiver's file system: files that appear complete, in their place, or not at all
 sending, receiving   the two ends of a copy over a channel, the same code in both directions
 account      what became of each file: events on the way, the exit code at the end
 agent, command, locations   who calls them: an agent's handler, `vsockfwd cp` and its SOURCE… DESTINATION

@@ -40,7 +40,7 @@ class Account:
         """So many more files and bytes were announced."""
         self._planned_files += files
         self._planned_bytes += size
-        if (files or size) and self._clock() - self._told >= PLAN_INTERVAL:
+        if size and self._clock() - self._told >= PLAN_INTERVAL:
             self._tell_plan()
 
     def _tell_plan(self) -> None:
@@ -50,7 +50,7 @@ class Account:
     def moved(self, size: int) -> None:
         """So many more bytes have been written by the receiver."""
         if size:
-            self._report(Moved(size, self.what))
+            self._report(Moved(size))
 
     def answered(self, title: bytes, size: int, is_file: bool, failure: Failure | None) -> None:
         """An entry is in its place, or failed."""
@@ -72,7 +72,7 @@ class Account:
 
         Where one failure is all there is to tell, it has been told: an error is one line.
         """
-        if self._entries or self.failed > 1:
+        if self._told or self._entries or self.failed > 1:
             self._tell_plan()
             self._report(Summary(self.what, self.files, self.bytes, self.failed, self._clock() - self._began))
         if self._first is None:

@@ -8,7 +8,8 @@ import trio
 
 from vsockfwd.plugin import Access, BadRequest, Call, Event, Report, Resource, Summary, decode_arguments, printable
 from vsockfwd_copy.account import Account
-from vsockfwd_copy.landing import Landing, resolve
+from vsockfwd_copy.destination import resolve
+from vsockfwd_copy.landing import Landing
 from vsockfwd_copy.messages import Get, Put, Request, Resolved
 from vsockfwd_copy.reading import Tree
 from vsockfwd_copy.receiving import receive

@@ -12,7 +12,8 @@ import typer
 
 from vsockfwd.plugin import Channel, Engine, Invocation, Session, VsockfwdError, ignore, open_session, printable
 from vsockfwd_copy.account import Account
-from vsockfwd_copy.landing import Landing, resolve
+from vsockfwd_copy.destination import resolve
+from vsockfwd_copy.landing import Landing
 from vsockfwd_copy.locations import Plan, plan
 from vsockfwd_copy.messages import Get, Put, Request, Resolved
 from vsockfwd_copy.reading import Tree

@@ -1,4 +1,4 @@
-"""The receiver's file system: what a destination means, and files that appear complete or not at all.
+"""The receiver's file system: files that appear complete, in their place, or not at all.
 
 It blocks: call it in a thread. The thing to understand first: the sender is not trusted. It names things only inside
 the directory that it entered last, each name is checked, and everything is made relative to descriptors that were
@@ -24,9 +24,9 @@ from vsockfwd.plugin import (
     VerificationFailed,
     VsockfwdError,
     from_code,
-    from_oserror,
     printable,
 )
+from vsockfwd_copy.destination import Place
 from vsockfwd_copy.directories import Directory, OpenDirectories
 from vsockfwd_copy.messages import (
     DEPTH_LIMIT,
@@ -56,60 +56,6 @@ from vsockfwd_copy.messages import (
 )
 
 _OPEN_TEMPORARY = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_ROOT = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-
-
-# --- what a destination means --------------------------------------------------------------------------------------
-
-
-class Place:
-    """Where a copy lands: inside a directory under the sources' own names, or there under one `name`."""
-
-    def __init__(self, fd: int, name: bytes | None, path: bytes, *, only_directory: bool = False) -> None:
-        self.fd = fd
-        self.name = name
-        self.path = path
-        self.only_directory = only_directory
-        """Whether it ended in a slash, so that no file may get that name."""
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-
-def resolve(destination: bytes, *, sources: int, recursive: bool, base: bytes) -> Place:
-    """What a destination as typed means, as cp(1) and scp(1) have it; `base` is where a relative one starts.
-
-    A directory that is there takes the sources in; anything else is the name that a single source gets. Symlinks in
-    what was typed are followed. Raises CannotCreate or PermissionDenied.
-    """
-    path = os.path.join(base, destination)
-    told = printable(destination or path)
-    try:
-        kind = _kind_of(path)
-        if kind is not None and stat.S_ISDIR(kind):
-            return Place(os.open(path, _OPEN_ROOT), None, path)
-        if sources > 1:
-            raise CannotCreate(f"{told}: is no directory", hint="several sources need one that is there")
-        if kind is not None and not stat.S_ISREG(kind):
-            raise CannotCreate(f"{told}: is neither a file nor a directory, and is not replaced")
-        slash = path.endswith(b"/")
-        if slash and not recursive:
-            raise CannotCreate(f"{told}: no such directory", hint="leave out the slash to make a file of that name")
-        parent, name = os.path.split(os.path.realpath(path))
-        return Place(os.open(parent, _OPEN_ROOT), name, path.rstrip(b"/"), only_directory=slash)
-    except PermissionError as error:
-        raise from_oserror(error, told) from None
-    except OSError as error:
-        hint = "the directory that it is to be in must be there" if isinstance(error, FileNotFoundError) else ""
-        raise CannotCreate(from_oserror(error, told).message, hint=hint) from None
-
-
-def _kind_of(path: bytes) -> int | None:
-    try:
-        return os.stat(path).st_mode
-    except FileNotFoundError:
-        return None
-
 
 # --- files that are not there yet ----------------------------------------------------------------------------------
 
@@ -361,7 +307,8 @@ class Landing:
             os.utime(temporary, ns=(time.time_ns(), entry.mtime), dir_fd=there, follow_symlinks=False)
             os.rename(temporary, spot.name, src_dir_fd=there, dst_dir_fd=there)
         except BaseException:
-            os.unlink(temporary, dir_fd=there)
+            with contextlib.suppress(OSError):  # the reason for it matters more
+                os.unlink(temporary, dir_fd=there)
             raise
 
     def _want(self, spot: _Spot, entry: Large) -> None:
