@@ -127,3 +127,19 @@ def test_a_closed_standard_output_is_no_traceback():
         f"{sys.executable} -m vsockfwd --help | head -n 1", shell=True, capture_output=True, text=True, timeout=20
     )
     assert "Traceback" not in done.stderr
+
+
+def test_closed_standard_streams_are_nothing_to_die_of(tmp_path: Path):
+    for closed in ("2>&-", ">&-", "<&-"):
+        done = subprocess.run(
+            f"{sys.executable} -m vsockfwd plugins {closed}", shell=True, capture_output=True, text=True, timeout=20
+        )
+        assert done.returncode == 0, (closed, done.stdout, done.stderr)
+
+
+def test_a_full_standard_output_is_an_error_of_its_own():
+    done = subprocess.run(
+        f"{sys.executable} -m vsockfwd plugins > /dev/full", shell=True, capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == 74
+    assert done.stderr == "vsockfwd: standard output: no space left on device\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.process import Server, agent, error_of, run, wait_until
+from tests.cli.process import COMMAND, Server, agent, error_of, run, wait_until
 from tests.peers import need
 
 SIZE = 64 << 20
@@ -171,3 +171,22 @@ def test_a_listener_that_is_taken_says_who_to_look_for():
     assert "address already in use" in line
     assert str(port) in line
     assert "ss -ltnp" in line
+
+
+def test_a_stderr_that_nobody_reads_stops_nothing(tmp_path: Path):
+    """Strangers cause lines: a full pipe must not stand in the way of the work, nor of being told to stop."""
+    command = [*COMMAND, "forward", "-v", f"unix:{tmp_path}/here.sock", f"unix:{tmp_path}/nowhere.sock"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    try:
+        wait_until((tmp_path / "here.sock").exists)
+        for _ in range(1200):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(f"{tmp_path}/here.sock")
+                assert sock.recv(1) == b""
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 143
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()

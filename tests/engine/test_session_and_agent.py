@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 import trio
+import trio.lowlevel
 
 from tests.engine.world import World, settled
 from vsockfwd.address import parse
 from vsockfwd.contract import Data, Ended, Mode
+from vsockfwd.engine.agent import STRANGERS
 from vsockfwd.engine.link import HANDSHAKE_DEADLINE, PING_INTERVAL, ControlLink, Link
 from vsockfwd.engine.pump import BufferPool
 from vsockfwd.engine.session import Session, open_session
@@ -507,3 +509,93 @@ async def test_a_client_of_another_version_is_told_so(world: World):
         assert HEADER.unpack_from(answer, 8)[::2] == (FrameType.ERROR, Code.VERSION)
         assert b"speaks protocol version 9" in answer
         old.close()
+
+
+async def test_a_flood_of_tiny_frames_does_not_stop_the_clock():
+    near, far = memory_pair()
+    machine = StreamMachine(Role.CLIENT)
+    machine.ours = machine.theirs = State.OPEN
+    link = Link(near, machine, BufferPool())
+    far.try_send(AGENT_PREFACE)
+    flood = pack(FrameType.DATA, b"x") * 5000
+
+    async def read_for_ever() -> None:
+        while True:
+            await link.receive()
+
+    receive, rest = near.try_receive_into, b""
+
+    def receive_more(buffer: memoryview) -> int:
+        """The kernel of a fast sender: whenever it is asked, there is more."""
+        nonlocal rest
+        rest = rest or flood
+        rest = rest[far.try_send(rest) :]
+        return receive(buffer)
+
+    near.try_receive_into = receive_more  # type: ignore[method-assign]
+    with trio.move_on_after(0.2) as scope:
+        await read_for_ever()
+    assert scope.cancelled_caught
+    link.close()
+    far.close()
+
+
+async def test_a_reset_after_the_end_is_noticed_while_our_neighbour_is_silent(world: World):
+    """The peer said END and then gave up: the relay must not wait for a neighbour that has nothing to say."""
+    near, far = memory_pair()
+    machine = StreamMachine(Role.CLIENT)
+    machine.ours = machine.theirs = State.OPEN
+    neighbour, client = memory_pair()
+    await far.send_all(AGENT_PREFACE + pack(FrameType.END))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Link(near, machine, BufferPool()).relay, neighbour)
+        with trio.fail_after(5):
+            assert await client.receive_some() == b""
+            await far.send_all(pack(FrameType.RESET, code=Code.INTERNAL))
+            with pytest.raises(trio.BrokenResourceError):
+                while True:
+                    await client.send_all(b"more")
+                    await trio.lowlevel.checkpoint()
+    client.close()
+    far.close()
+
+
+async def test_after_a_failed_send_the_reason_stands_and_never_reads_as_an_end(session: Session):
+    channel = (await session.open("echo", Question("x"))).channel
+    await channel.send(b"fail")
+    with trio.fail_after(5), pytest.raises(TimedOut, match="took too long"):
+        while True:
+            await channel.send(bytes(1 << 16))
+    for _ in range(2):
+        with pytest.raises(TimedOut, match="took too long"):
+            await channel.receive()
+    channel.close()
+
+
+async def test_a_ping_ends_when_the_session_does(world: World):
+    async with trio.open_nursery() as nursery:
+        scope = await nursery.start(run_agent, world)
+        async with open_session(world.engine, world.target) as session:
+            assert session._control is not None
+            swallowed = session._control.stream
+            swallowed.try_send = len  # type: ignore[method-assign]
+
+            async def ask() -> None:
+                with pytest.raises(Reset):
+                    await session.ping()
+
+            with trio.fail_after(5):
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(ask)
+                    await trio.testing.wait_all_tasks_blocked()
+                    scope.cancel()
+
+
+async def test_strangers_make_room_for_those_who_say_who_they_are(world: World):
+    async with world.agent(ECHO):
+        mute = [await world.engine.network.connect(world.target) for _ in range(STRANGERS + 10)]
+        with trio.fail_after(5):
+            async with open_session(world.engine, world.target) as session:
+                await session.ping()
+        for stream in mute:
+            stream.close()

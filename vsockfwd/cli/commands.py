@@ -10,9 +10,11 @@ import typer
 from typer.core import TyperGroup
 
 from vsockfwd import __version__
-from vsockfwd.cli.main import PROGRAM, invocation
+from vsockfwd.cli.main import PROGRAM
+from vsockfwd.cli.main import call as call_command
 from vsockfwd.discovery import command_names, load_command
 from vsockfwd.errors import UsageError
+from vsockfwd.plugin import takes_argv
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
@@ -40,7 +42,24 @@ class Commands(TyperGroup):
         return command_names()
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        return _typer_command(cmd_name, load_command(cmd_name))
+        try:
+            function = load_command(cmd_name)
+        except UsageError as error:
+            if cmd_name not in command_names():
+                raise
+            function = _broken(error)
+        return _typer_command(cmd_name, function)
+
+
+def _broken(error: UsageError) -> Callable[..., int]:
+    """A command that is installed and does not import: listed as what it is, and told why when it is called."""
+
+    @takes_argv
+    def broken(invocation: object, words: list[str]) -> int:
+        raise error
+
+    broken.__doc__ = f"Broken: {error.message}"
+    return broken
 
 
 def _typer_command(name: str, function: Callable[..., int | None]) -> Any:
@@ -56,7 +75,7 @@ def _with_common_flags(function: Callable[..., int | None]) -> Callable[..., int
     """The function with the common flags in its signature and its invocation made from them."""
 
     def call(verbose: int, quiet: bool, json: bool, **own: Any) -> int:
-        return function(invocation(verbose, quiet, json), **own) or 0
+        return call_command(function, verbosity=verbose, quiet=quiet, json=json, **own)
 
     signature = inspect.signature(function, eval_str=True)
     own = list(signature.parameters.values())[1:]
@@ -67,7 +86,7 @@ def _of_words(function: Callable[..., int | None]) -> Callable[..., int]:
     """For --help: a command that reads its own words takes any."""
 
     def call(words: list[str] | None = None) -> int:
-        return function(invocation(0, False, False), words or []) or 0
+        return call_command(function, words or [])
 
     return _disguise(call, function, list(inspect.signature(call, eval_str=True).parameters.values()))
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from vsockfwd.contract import Mode
 from vsockfwd.discovery import find_modes, load_command, working
 from vsockfwd.engine.invocation import Invocation
-from vsockfwd.errors import Interrupted, VsockfwdError
+from vsockfwd.errors import Interrupted, VsockfwdError, from_oserror
 from vsockfwd.events import Problem, Report
 from vsockfwd.report import reporter
 
@@ -40,15 +41,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except BrokenPipeError:
+    except (_ReaderGone, BrokenPipeError):
         # The reader of our standard output went away, as `head` does: the shell's own exit code for it.
         sys.stdout = None
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        told = from_oserror(error, "standard output")
+        sys.stdout = None
+        _say(told.line())
+        return told.exit_code
     except Exception as error:  # noqa: BLE001 - a bug: say so in one line, and how to show more
         _say(f"internal error: {type(error).__name__}: {error}" + ("" if loud else " – run again with -vv for details"))
         if loud:
             traceback.print_exc()
         return 1
+
+
+class _ReaderGone(Exception):
+    """A BrokenPipeError, out of reach of a parser that makes an exit code of its own of it."""
 
 
 def _say(line: str) -> None:
@@ -62,16 +72,28 @@ def _run(words: list[str]) -> int:
     if words and not words[0].startswith("-"):
         function = load_command(words[0])
         if getattr(function, "takes_argv", False):
-            return function(invocation(0, False, False), words[1:]) or 0
+            return call(function, words[1:])
     from vsockfwd.cli.commands import run_typer
 
     return run_typer(words)
 
 
-def invocation(verbosity: int, quiet: bool, json: bool) -> Invocation:
-    """The invocation that the common flags ask for."""
+def call(
+    function: Callable[..., int | None],
+    *words: Any,
+    verbosity: int = 0,
+    quiet: bool = False,
+    json: bool = False,
+    **own: Any,
+) -> int:
+    """Call a command's function with the invocation that the common flags ask for; returns the exit code."""
     report = reporter(verbosity, quiet, json)
-    return Invocation(report, json, verbosity, lambda: _modes(report))
+    try:
+        return function(Invocation(report, json, verbosity, lambda: _modes(report)), *words, **own) or 0
+    except BrokenPipeError:
+        raise _ReaderGone from None
+    finally:
+        report.close()
 
 
 def _modes(report: Report) -> Mapping[str, Mode]:

@@ -6,9 +6,10 @@ opened runs in a cancel scope that the session holds; when the control connectio
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -32,6 +33,7 @@ from vsockfwd.errors import (
     VersionMismatch,
     VsockfwdError,
     printable,
+    the_one,
 )
 from vsockfwd.events import Denied, Problem, Report
 from vsockfwd.identity import Identity
@@ -52,6 +54,12 @@ from vsockfwd.wire.frames import (
 from vsockfwd.wire.machine import Role
 from vsockfwd.wire.messages import TOKEN_LENGTH, Hello, Open, Ready, choose
 from vsockfwd.wire.stream import Requested, StreamMachine
+
+DIAL_DEADLINE = 25.0
+"""Seconds that a dial on a client's behalf may take in all."""
+
+STRANGERS = 256
+"""Connections at once that have not said who they are; one more, and the one that has been mute longest is closed."""
 
 M = TypeVar("M", bound=msgspec.Struct)
 
@@ -96,7 +104,12 @@ class AgentCall:
             raise BadRequest(error.message, hint=error.hint) from None
         if where.scheme in ("stdio", "fd", "memory") and where.scheme not in self._agent.dialled_schemes:
             raise BadRequest(f"{where}: an agent has no {where.scheme} to offer")
-        return await self._agent.engine.network.connect(where)
+        try:
+            # Whatever the client wrote as its connect-timeout: it has given up by then.
+            with trio.fail_after(DIAL_DEADLINE):
+                return await self._agent.engine.network.connect(where)
+        except trio.TooSlowError:
+            raise TimedOut(f"connect to {where.bare()}: no answer within {DIAL_DEADLINE:g} s") from None
 
 
 def decode_arguments(raw: bytes, kind: type[M]) -> M:
@@ -125,12 +138,14 @@ class Agent:
         self.dialled_schemes = dialled_schemes
         self._token = token
         self._sessions: dict[bytes, _Session] = {}
+        self._strangers: dict[trio.CancelScope, None] = {}
 
     async def handle(self, stream: Stream) -> None:
         """Serve one connection to its end."""
         link: ControlLink | Link | None = None
+        event = None
         try:
-            with trio.fail_after(HANDSHAKE_DEADLINE):
+            with trio.fail_after(HANDSHAKE_DEADLINE), self._stranger():
                 link, seen = await self._greet(stream)
                 link.feed(seen)
                 event = await link.next()
@@ -146,12 +161,27 @@ class Agent:
                 self.engine.report(Problem(stream.name, error.message))
             await self._turn_away(stream, link, error)
             return
+        if event is None:
+            return  # crowded out by other strangers
         if isinstance(link, ControlLink):
             assert isinstance(event, Greeted)
             await self._serve_control(link, event)
         else:
+            assert isinstance(link, Link)
             assert isinstance(event, Requested)
             await self._serve_stream(link, event.request)
+
+    @contextlib.contextmanager
+    def _stranger(self) -> Iterator[None]:
+        """Count a connection among the strangers; the longest there gives way when they are too many."""
+        with trio.CancelScope() as scope:
+            self._strangers[scope] = None
+            if len(self._strangers) > STRANGERS:
+                next(iter(self._strangers)).cancel()
+            try:
+                yield
+            finally:
+                del self._strangers[scope]
 
     async def _greet(self, stream: Stream) -> tuple[ControlLink | Link, bytes]:
         """Read until the first frame's type says what kind of connection this is; returns what was read with it."""
@@ -215,8 +245,10 @@ class Agent:
             )
             await link.write(machine.hello(Hello(VERSIONS, SOFTWARE)) + machine.ready(ready))
             await link.live()
-        except VsockfwdError:
-            pass  # how a session ends matters to its streams only, and they are ended below
+        except VsockfwdError as error:
+            # How a session ends matters to its streams only, and they are ended below; but for a peer gone wrong.
+            if error.code is Code.PROTOCOL:
+                self.engine.report(Problem(str(peer), error.message))
         finally:
             del self._sessions[token]
             for scope in session.streams:
@@ -233,13 +265,17 @@ class Agent:
             await self._turn_away(link.stream, link, Gone("the session is not known here: log in again"))
             return
         link.machine.frame_limit = session.frame
-        with trio.CancelScope() as scope:
-            session.streams.add(scope)
-            try:
-                await self._serve_request(link, request)
-            finally:
-                session.streams.discard(scope)
-                link.close()
+        try:
+            with trio.CancelScope() as scope:
+                session.streams.add(scope)
+                try:
+                    await self._serve_request(link, request)
+                finally:
+                    session.streams.discard(scope)
+            if scope.cancelled_caught:
+                await self._end(link, Gone("the session is over"))
+        finally:
+            link.close()
 
     async def _serve_request(self, link: Link, request: Open) -> None:
         try:
@@ -251,14 +287,16 @@ class Agent:
             await mode.serve(call)
             if not call.accepted:
                 raise Internal(f"the mode {mode.name} neither accepted nor refused")
-        except VsockfwdError as error:
-            self.engine.report(Problem(str(link.peer), f"{printable(request.mode)}: {error.line()}"))
-            await self._end(link, error)
-        except Exception as error:  # noqa: BLE001 - a mode's bug ends its own stream, and is told to both sides
-            self.engine.report(
-                Problem(f"mode {printable(request.mode)}", f"{type(error).__name__}: {error}", traceback.format_exc())
-            )
-            await self._end(link, Internal(f"the mode {printable(request.mode)} failed: see the agent's log"))
+        except Exception as caught:  # noqa: BLE001 - a mode's bug ends its own stream, and is told to both sides
+            error = the_one(caught) if isinstance(caught, BaseExceptionGroup) else caught
+            name = printable(request.mode)
+            if isinstance(error, VsockfwdError):
+                self.engine.report(Problem(str(link.peer), f"{name}: {error.line()}"))
+                await self._end(link, error)
+            else:
+                why = f"{type(error).__name__}: {error}"
+                self.engine.report(Problem(f"mode {name}", why, traceback.format_exc()))
+                await self._end(link, Internal(f"the mode {name} failed: see the agent's log"))
 
     def _mode_for(self, request: Open) -> tuple[Mode, int]:
         mode = self.modes.get(request.mode)

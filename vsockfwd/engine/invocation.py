@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ class Invocation:
 
         SIGINT, SIGTERM and SIGHUP cancel it and raise Interrupted; a second one ends the process at once.
         """
+        # Two descriptors a connection: the soft limit is for programs that use select, the hard one is ours to use.
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         try:
             return trio.run(self._main, main, arguments) or 0
         except BaseExceptionGroup as group:
@@ -47,7 +51,9 @@ class Invocation:
 
         async def stop_on_signal(scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
             nonlocal stopped_by
-            with trio.open_signal_receiver(*_STOPPING) as signals:
+            # What is ignored already stays so: a command started by nohup outlives its terminal.
+            heeded = [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+            with trio.open_signal_receiver(*heeded) as signals:
                 task_status.started()
                 async for number in signals:
                     if stopped_by is not None:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import socket
 import time
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
 import trio
 
 from vsockfwd import __version__
 from vsockfwd.contract import BodyEvent, Data, Ended
-from vsockfwd.engine.pump import Broken, BufferPool, Tally, pump, push
-from vsockfwd.engine.relay import ending_of
+from vsockfwd.engine.pump import ROUNDS, Broken, BufferPool, Tally, pump, push
+from vsockfwd.engine.relay import WITHHELD, ending_of, speak_out
 from vsockfwd.errors import Code, LocalProtocolError, Reset, TimedOut, VsockfwdError, from_code, from_oserror
 from vsockfwd.events import Ending, Outcome
 from vsockfwd.transport.base import Stream
@@ -42,75 +41,110 @@ LAST_WORDS = 2.0
 COALESCE = 1 << 16
 """Frames up to this size go out together with their neighbours, copied; larger ones by themselves, uncopied."""
 
+EVENTS = 64
+"""Events taken in a row after which the others get their turn: a flood of tiny frames must not stop the clock."""
+
+SCRAP = 4096
+"""Bytes at a time of what is read only to be thrown away."""
+
 E = TypeVar("E")
 E_co = TypeVar("E_co", covariant=True)
 
 
 class _Receiving(Protocol[E_co]):
-    def receive_data(self, data: Buffer) -> Iterable[E_co]: ...
+    def events(self, data: Buffer) -> Iterator[E_co]: ...
     def receive_eof(self) -> None: ...
 
 
 class Wire(Generic[E]):
-    """What both links share: events in, bytes out, and the reason why it ended."""
+    """What both links share: events in, bytes out, and one end, kept, which every later call raises again.
+
+    One task reads, and one writes; they may be the same. Who writes never reads in the reader's place: a view that the
+    reader was given stands in the buffer that a receive would overwrite.
+    """
 
     def __init__(self, stream: Stream, machine: _Receiving[E], buffers: BufferPool) -> None:
         self.stream = stream
         self.peer = stream.peer
         self._receiver = machine
         self._buffers = buffers
-        self._events: deque[E] = deque()
+        self._pending: Iterator[E] = iter(())
         self._loan: memoryview | None = None
-        self._reading = False
-        self._read_out = trio.Event()
-        """Set when a reader has met the end."""
-        self._reason: VsockfwdError | None = None
+        self._reader: object = None
+        self._end: VsockfwdError | EOFError | None = None
+        self._ended = trio.Event()
         self._mid_frame = False
+        self._rounds = self._taken = 0
 
-    def feed(self, data: Buffer) -> None:
-        """Hand the machine bytes that were read before there was a link. Raises PeerBrokeProtocol."""
-        self._events.extend(self._receiver.receive_data(data))
+    def feed(self, data: bytes) -> None:
+        """Hand over bytes that were read before there was a link; errors in them come out of `next`."""
+        self._pending = self._receiver.events(data)
 
     async def next(self) -> E:
         """The next event. Views in it are good until the following call.
 
-        Raises what ended the stream: Reset, Truncated, PeerBrokeProtocol and their kin; EOFError after a proper end.
+        Raises what ended the stream: the peer's own reason, Reset, Truncated, PeerBrokeProtocol; EOFError after a
+        proper end.
         """
-        if self._events:
-            return self._events.popleft()
-        self._reading = True
-        try:
-            while not self._events:
+        self._reader = trio.lowlevel.current_task()
+        while True:
+            if self._end is not None:
+                raise self._end
+            if self._taken >= EVENTS:
+                self._taken = 0
+                await trio.lowlevel.checkpoint()
+            try:
+                event = next(self._pending, None)
+            except VsockfwdError as error:
+                raise self._finish(error) from None
+            if event is None:
                 await self._pull()
-        except EOFError:
-            self._read_out.set()
-            raise
-        except VsockfwdError as error:
-            self._reason = self._reason or error
-            self._read_out.set()
-            raise
-        except (OSError, trio.ClosedResourceError) as error:
-            self._read_out.set()
-            raise self._broke(error) from None
-        finally:
-            self._reading = False
-        return self._events.popleft()
+                continue
+            self._taken += 1
+            if (reason := self._reason_in(event)) is not None:
+                raise self._finish(reason)
+            return event
+
+    def _reason_in(self, event: E) -> VsockfwdError | None:
+        """The error that an event stands for, if it does."""
+        return None
+
+    def _finish(self, end: VsockfwdError | EOFError) -> VsockfwdError | EOFError:
+        """Keep the end; the first one stands."""
+        if self._end is None:
+            self._end = end
+            self._ended.set()
+        return self._end
 
     async def _pull(self) -> None:
-        """Receive once; no buffer is held while there is nothing to receive."""
+        """Receive once; no buffer is held while there is nothing to receive, and a flood lets others run."""
         if self._loan is None:
             self._loan = self._buffers.borrow()
         try:
             size = self.stream.try_receive_into(self._loan)
         except BlockingIOError:
             self._release()
-            await self.stream.wait_readable()
+            self._rounds = 0
+            try:
+                await self.stream.wait_readable()
+            except trio.ClosedResourceError:
+                raise self._finish(Reset(f"{self.stream.name}: closed on this side")) from None
             return
-        if size == 0:
+        except OSError as error:
             self._release()
-            self._receiver.receive_eof()
-            raise EOFError
-        self._events.extend(self._receiver.receive_data(self._loan[:size]))
+            raise self._finish(from_oserror(error, self.stream.name)) from None
+        if not size:
+            self._release()
+            try:
+                self._receiver.receive_eof()
+            except VsockfwdError as error:
+                raise self._finish(error) from None
+            raise self._finish(EOFError())
+        self._pending = self._receiver.events(self._loan[:size])
+        self._rounds += 1
+        if self._rounds >= ROUNDS:
+            self._rounds = 0
+            await trio.lowlevel.checkpoint()
 
     def _release(self) -> None:
         if self._loan is not None:
@@ -133,34 +167,26 @@ class Wire(Generic[E]):
             for view in views:
                 await push(self.stream, view)
         except (Broken, OSError, trio.ClosedResourceError) as error:
-            raise await self._reason_for(error) from None
+            raise await self.reason_for(error) from None
         self._mid_frame = False
 
-    def _broke(self, error: Exception) -> VsockfwdError:
-        if self._reason is None:
-            cause = error.error if isinstance(error, Broken) else error
-            if isinstance(cause, OSError):
-                self._reason = from_oserror(cause, self.stream.name)
-            else:
-                self._reason = Reset(f"{self.stream.name}: closed on this side")
-        return self._reason
-
-    async def _reason_for(self, error: Exception) -> VsockfwdError:
-        """What the peer had to say before it stopped listening."""
+    async def reason_for(self, error: Exception) -> VsockfwdError:
+        """Why a send failed: what the peer had to say before it stopped listening, where it said something."""
         with trio.move_on_after(LAST_WORDS):
-            try:
-                if self._reading:
-                    await self._read_out.wait()  # another task is at it already
-                while self._reason is None:
-                    self._notice(await self.next())
-            except EOFError:
-                pass
-            except VsockfwdError as reason:
-                return reason
-        return self._broke(error)
-
-    def _notice(self, event: E) -> None:
-        """Raise the error that an event stands for, if it does."""
+            if self._reader in (None, trio.lowlevel.current_task()):
+                try:
+                    while True:
+                        await self.next()
+                except (EOFError, VsockfwdError):
+                    pass  # kept
+            else:
+                await self._ended.wait()
+        if isinstance(self._end, VsockfwdError):
+            return self._end
+        cause = error.error if isinstance(error, Broken) else error
+        if isinstance(cause, OSError):
+            return from_oserror(cause, self.stream.name)
+        return Reset(f"{self.stream.name}: closed on this side")
 
     async def part(self, last: bytes = b"") -> None:
         """Send a last frame, if there is one and it can still be told from what went before, then close."""
@@ -175,27 +201,24 @@ class Wire(Generic[E]):
         self.close()
 
     async def _drain(self) -> None:
-        buffer = self._buffers.borrow()
-        try:
-            while True:
-                try:
-                    if not self.stream.try_receive_into(buffer):
-                        return
-                except BlockingIOError:
-                    await self.stream.wait_readable()
-                else:
-                    await trio.lowlevel.checkpoint()
-        finally:
-            self._buffers.give_back(buffer)
+        scrap = memoryview(bytearray(SCRAP))
+        while True:
+            try:
+                if not self.stream.try_receive_into(scrap):
+                    return
+            except BlockingIOError:
+                await self.stream.wait_readable()
+            else:
+                await trio.lowlevel.checkpoint()
 
     def abandon(self, reason: VsockfwdError) -> None:
         """Close at once; whoever is waiting on the link gets this reason."""
-        self._reason = self._reason or reason
+        self._finish(reason)
         self.stream.close()
 
     def close(self) -> None:
         """Close at once."""
-        self._events.clear()
+        self._pending = iter(())
         self._release()
         self.stream.close()
 
@@ -229,9 +252,8 @@ class ControlLink(Wire[ControlEvent]):
         self._heard = 0.0
         self._asked: dict[bytes, trio.Event] = {}
 
-    def _notice(self, event: ControlEvent) -> None:
-        if isinstance(event, ControlRefused | Farewell):
-            raise event.error
+    def _reason_in(self, event: ControlEvent) -> VsockfwdError | None:
+        return event.error if isinstance(event, ControlRefused | Farewell) else None
 
     async def write(self, *parts: Buffer) -> None:
         """Send whole frames; several tasks may."""
@@ -240,16 +262,23 @@ class ControlLink(Wire[ControlEvent]):
 
     async def live(self) -> None:
         """Answer pings and ask in silence, until the session ends; raises the reason. The only reader meanwhile."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch, nursery.cancel_scope)
-            try:
-                await self._answer()
-            except EOFError:
-                self._reason = self._reason or Reset(f"{self.stream.name}: the session was closed")
-            except VsockfwdError:
-                pass  # kept as the reason
-            nursery.cancel_scope.cancel()
-        raise self._reason or Reset(f"{self.stream.name}: the session is over")
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch, nursery.cancel_scope)
+                try:
+                    await self._answer()
+                except EOFError:
+                    self._end = Reset(f"{self.stream.name}: the session was closed")
+                except VsockfwdError as error:
+                    self._finish(error)
+                nursery.cancel_scope.cancel()
+        finally:
+            for answered in self._asked.values():
+                answered.set()
+        raise self._over()
+
+    def _over(self) -> VsockfwdError:
+        return self._end if isinstance(self._end, VsockfwdError) else Reset(f"{self.stream.name}: the session is over")
 
     async def _answer(self) -> None:
         self._heard = trio.current_time()
@@ -258,18 +287,8 @@ class ControlLink(Wire[ControlEvent]):
             self._heard = trio.current_time()
             if isinstance(event, Pinged):
                 await self.write(self.machine.pong(event.payload))
-            elif isinstance(event, Ponged):
-                self._ponged(event.payload)
-            else:
-                try:
-                    self._notice(event)
-                except VsockfwdError as error:
-                    self._reason = self._reason or error
-                    raise
-
-    def _ponged(self, payload: bytes) -> None:
-        if payload in self._asked:
-            self._asked.pop(payload).set()
+            elif isinstance(event, Ponged) and event.payload in self._asked:
+                self._asked.pop(event.payload).set()
 
     async def _watch(self, scope: trio.CancelScope) -> None:
         """In silence ask; after two questions without an answer the peer is dead."""
@@ -282,22 +301,32 @@ class ControlLink(Wire[ControlEvent]):
                 continue
             if unanswered == 2:
                 silent = trio.current_time() - heard
-                self._reason = TimedOut(f"{self.stream.name}: no sign of life for {silent:.0f} s")
+                self._finish(TimedOut(f"{self.stream.name}: no sign of life for {silent:.0f} s"))
                 scope.cancel()
                 return
             unanswered += 1
             with trio.move_on_after(PING_INTERVAL):
                 try:
                     await self.write(self.machine.ping())
-                except VsockfwdError:
-                    return  # the reader finds the reason
+                except VsockfwdError as error:
+                    self._finish(error)
+                    scope.cancel()
+                    return
 
     async def ping(self, payload: bytes) -> float:
-        """Seconds of one round trip to the peer's engine. `live` must be running. Payloads must differ."""
+        """Seconds of one round trip to the peer's engine. `live` must be running. Payloads must differ.
+
+        Raises why the session ended, where it ends before the answer.
+        """
         asked, answered = trio.current_time(), trio.Event()
         self._asked[payload] = answered
-        await self.write(self.machine.ping(payload))
-        await answered.wait()
+        try:
+            await self.write(self.machine.ping(payload))
+            await answered.wait()
+            if payload in self._asked:
+                raise self._over()
+        finally:
+            self._asked.pop(payload, None)
         return trio.current_time() - asked
 
 
@@ -313,9 +342,8 @@ class Link(Wire[StreamEvent]):
         """The most bytes of payload that a frame may carry."""
         return self.machine.frame_limit
 
-    def _notice(self, event: StreamEvent) -> None:
-        if isinstance(event, Refused | WasReset):
-            raise event.error
+    def _reason_in(self, event: StreamEvent) -> VsockfwdError | None:
+        return event.error if isinstance(event, Refused | WasReset) else None
 
     # --- the contract's Channel
 
@@ -327,9 +355,7 @@ class Link(Wire[StreamEvent]):
             return Ended()
         if isinstance(event, Requested | Accepted):  # the tables have no row for these in a body
             raise LocalProtocolError("a body was received before its stream was open")
-        if isinstance(event, Refused | WasReset):
-            self._reason = self._reason or event.error
-            raise event.error
+        assert not isinstance(event, Refused | WasReset)  # `next` raised what they stand for
         return event
 
     async def send(self, data: Buffer) -> None:
@@ -372,9 +398,10 @@ class Link(Wire[StreamEvent]):
 
     async def reset(self, code: Code, text: str) -> None:
         """Abandon the stream and tell the peer why, within a bounded while; then it is closed."""
-        await self._part_with(from_code(code, text))
+        await self.part_with(from_code(code, text))
 
-    async def _part_with(self, error: VsockfwdError) -> None:
+    async def part_with(self, error: VsockfwdError) -> None:
+        """RESET with this reason, where it has a place, and close."""
         await self.part(self.machine.reset(error) if self.machine.may_reset else b"")
 
     async def relay(self, neighbour: Stream, *, dialled: bool = False) -> Outcome:
@@ -388,12 +415,12 @@ class Link(Wire[StreamEvent]):
 
 
 class _FramedRelay:
-    """A link and a plain stream joined, at work."""
+    """A link and a plain stream joined, at work. The inward task alone reads the link, from beginning to end."""
 
     def __init__(self, link: Link, neighbour: Stream, dialled: bool) -> None:
         self.link = link
         self.neighbour = neighbour
-        self.dialled = dialled
+        self.withhold = dialled and not neighbour.features.half_close
         self.outward_ended = self.inward_ended = False
         self.outward_over = trio.Event()
         self.out = Tally()
@@ -404,25 +431,23 @@ class _FramedRelay:
     async def run(self) -> Outcome:
         started = time.monotonic()
         received_before = self.link.machine.received
-        clean = False
         try:
             async with trio.open_nursery() as nursery:
                 self.scope = nursery.cancel_scope
                 nursery.start_soon(self._outward)
-                await self._inward()
-            clean = self.outward_ended and self.inward_ended
+                await self._inward(nursery)
         finally:
+            clean = self.outward_ended and self.inward_ended and self.failure is None
             self.neighbour.close() if clean else self.neighbour.abort()
             if self.failure is not None and self.ours:
-                await self.link._part_with(self.failure)
+                await self.link.part_with(self.failure)
             self.link.close()
         seconds = time.monotonic() - started
         received = self.link.machine.received - received_before
         if self.failure is None:
             return Outcome(Ending.COMPLETE, "", "", self.out.bytes, received, seconds)
         by = self.neighbour.name if self.ours else self.link.stream.name
-        ending = ending_of(self.failure.code)
-        return Outcome(ending, by, self.failure.message, self.out.bytes, received, seconds)
+        return Outcome(ending_of(self.failure.code), by, self.failure.message, self.out.bytes, received, seconds)
 
     async def _outward(self) -> None:
         link = self.link
@@ -430,13 +455,15 @@ class _FramedRelay:
             await pump(self.neighbour, link.stream, link._buffers, self.out, self._frame, link.frame_limit)
             await link.write(link.machine.end())
             self.outward_ended = True
+            if self.inward_ended:
+                self.scope.cancel()  # both have said END: nobody need wait for the other to close
         except VsockfwdError as error:
             self._fail(error, ours=False)
         except (Broken, trio.ClosedResourceError) as error:
             if isinstance(error, Broken) and error.stream is self.neighbour:
                 self._fail(from_oserror(error.error, error.stream.name), ours=True)
             else:
-                self._fail(await link._reason_for(error), ours=False)
+                self._fail(await link.reason_for(error), ours=False)
         finally:
             link._mid_frame |= self.out.half_sent
         self.outward_over.set()
@@ -446,22 +473,36 @@ class _FramedRelay:
         buffer[:HEADER_LENGTH] = self.link.machine.data_header(size)
         return buffer[: HEADER_LENGTH + size]
 
-    async def _inward(self) -> None:
+    async def _inward(self, nursery: trio.Nursery) -> None:
         try:
             while isinstance(event := await self.link.receive(), Data):
                 await push(self.neighbour, event.view)
             if not isinstance(event, Ended):
                 raise from_code(Code.PROTOCOL, f"{self.link.stream.name}: a frame of its own kind in a plain stream")
             self.inward_ended = True
-            if self.neighbour.features.half_close or not self.dialled:
+            if not self.withhold:
                 self.neighbour.shutdown_sending()
+            elif not self.outward_ended:
+                nursery.start_soon(self._bound_silence)
+            while not self.outward_ended:
+                await self.link.next()  # a RESET may still come, or the session's loss
+        except EOFError:
+            pass  # the peer has closed after its END; what is still to be sent will find out
         except Broken as broken:
-            # The neighbour takes no more, but what it had to say may be an answer worth hearing.
-            with trio.move_on_after(LAST_WORDS):
-                await self.outward_over.wait()
+            await speak_out(self.outward_over, self.out)
             self._fail(from_oserror(broken.error, broken.stream.name), ours=True)
         except VsockfwdError as error:
             self._fail(error, ours=error.code is Code.PROTOCOL)
+
+    async def _bound_silence(self) -> None:
+        """The neighbour was not told that nothing more comes: it may wait for that for ever."""
+        moved = -1
+        while moved != self.out.bytes:
+            moved = self.out.bytes
+            await trio.sleep(WITHHELD)
+        self._fail(
+            TimedOut(f"{self.neighbour.name}: nothing came for {WITHHELD:g} s after the question's end"), ours=True
+        )
 
     def _fail(self, error: VsockfwdError, *, ours: bool) -> None:
         if self.failure is None:

@@ -16,8 +16,11 @@ from vsockfwd.errors import Code, from_oserror
 from vsockfwd.events import Ending, Outcome
 from vsockfwd.transport.base import Stream
 
-LAST_WORDS = 10.0
-"""Seconds that a stream which takes no more bytes has to finish what it was saying."""
+LAST_WORDS = 5.0
+"""Seconds of silence after which a stream that takes no more bytes has said what it had to say."""
+
+WITHHELD = 60.0
+"""Seconds of silence after which a dialled side that could not be told the end is given up."""
 
 _ENDINGS = {Code.RESET: Ending.RESET, Code.TIMED_OUT: Ending.TIMED_OUT, Code.TRUNCATED: Ending.TRUNCATED}
 
@@ -25,6 +28,15 @@ _ENDINGS = {Code.RESET: Ending.RESET, Code.TIMED_OUT: Ending.TIMED_OUT, Code.TRU
 def ending_of(code: Code) -> Ending:
     """The ending that an error's code stands for."""
     return _ENDINGS.get(code, Ending.FAILED)
+
+
+async def speak_out(over: trio.Event, tally: Tally) -> None:
+    """Wait until a direction is over, as long as it still moves bytes."""
+    moved = -1
+    while moved != tally.bytes and not over.is_set():
+        moved = tally.bytes
+        with trio.move_on_after(LAST_WORDS):
+            await over.wait()
 
 
 class _Relay:
@@ -35,7 +47,7 @@ class _Relay:
         self.far = far
         self.buffers = buffers
         self.idle = idle
-        self.half_open = half_open
+        self.half_open = half_open or (0.0 if far.features.half_close else WITHHELD)
         self.forth = Tally()
         self.back = Tally()
         self.finished: list[Stream] = []
@@ -68,8 +80,7 @@ class _Relay:
             if broken.stream is sink and sink not in self.finished:
                 # It takes no more, but what it had to say may be an answer worth hearing: an early refusal, say.
                 self.last_words = trio.Event()
-                with trio.move_on_after(LAST_WORDS):
-                    await self.last_words.wait()
+                await speak_out(self.last_words, self.back if sink is self.far else self.forth)
             self.scope.cancel()
             return
         self.finished.append(source)

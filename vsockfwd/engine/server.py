@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from vsockfwd.errors import VsockfwdError, from_oserror
+from vsockfwd.errors import VsockfwdError, from_oserror, the_one
 from vsockfwd.events import Problem, Report
 from vsockfwd.transport.base import Listener, Stream
 
@@ -24,8 +24,13 @@ BURST = 64
 _PAUSES = (0.02, 0.1, 0.5)
 """Seconds to wait for descriptors to come free, longer each time in a row."""
 
-_NOT_OURS = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EINTR, errno.ECONNRESET, errno.ENETDOWN})
-"""Errors of a connection that died before it was accepted (accept(2))."""
+_NOT_OURS = frozenset(
+    {
+        errno.ECONNABORTED, errno.EPROTO, errno.EINTR, errno.ECONNRESET, errno.ENETDOWN, errno.ENOPROTOOPT,
+        errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH, errno.EPERM,
+    }
+)  # fmt: skip
+"""Errors of a connection that died before it was accepted, or that a firewall forbade: accept(2) says to go on."""
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
@@ -83,6 +88,7 @@ async def _accept(listener: Listener, handler: Handler, report: Report, gate: Ga
             continue
         except OSError as error:
             if error.errno in _NOT_OURS:
+                await trio.lowlevel.checkpoint()
                 continue
             if error.errno not in _EXHAUSTED:
                 raise from_oserror(error, f"accept on {listener.address}") from None
@@ -101,13 +107,16 @@ async def _accept(listener: Listener, handler: Handler, report: Report, gate: Ga
 
 
 async def _contain(handler: Handler, stream: Stream, report: Report, gate: Gate) -> None:
-    """Run a handler so that its failure is its own."""
+    """Run a handler so that its failure is its own. A stream that was not served to its end is aborted, not ended."""
     try:
         await handler(stream)
-    except VsockfwdError as error:
-        report(Problem(stream.name, error.line()))
-    except Exception as error:  # noqa: BLE001 - a bug in one connection's handling must not end the others
-        report(Problem(stream.name, f"{type(error).__name__}: {error}", traceback.format_exc()))
-    finally:
         stream.close()
+    except Exception as caught:  # noqa: BLE001 - a bug in one connection's handling must not end the others
+        error = the_one(caught) if isinstance(caught, BaseExceptionGroup) else caught
+        if isinstance(error, VsockfwdError):
+            report(Problem(stream.name, error.line()))
+        else:
+            report(Problem(stream.name, f"{type(error).__name__}: {error}", traceback.format_exc()))
+    finally:
+        stream.abort()
         gate.leave()

@@ -53,6 +53,8 @@ class Session:
         self.target = target
         self._nursery = nursery
         self._logging_in = trio.Lock()
+        self._attempt = 0
+        self._failure: VsockfwdError | None = None
         self._control: ControlLink | None = None
         self._ready: Ready | None = None
         self._links: weakref.WeakSet[Link] = weakref.WeakSet()
@@ -63,11 +65,23 @@ class Session:
         return self.target.bare()
 
     async def login(self) -> Ready:
-        """Be logged in; a live session is kept. Raises why it cannot be."""
+        """Be logged in; a live session is kept. Raises why it cannot be.
+
+        Those who waited while an attempt failed share its error: a target that takes seconds to fail is asked once.
+        """
+        attempt = self._attempt
         async with self._logging_in:
             if self._ready is None:
-                control, self._ready = await self._log_in()
+                if attempt != self._attempt and self._failure is not None:
+                    raise self._failure
+                self._attempt += 1
+                try:
+                    control, self._ready = await self._log_in()
+                except VsockfwdError as error:
+                    self._failure = error
+                    raise
                 self._control = control
+                self._failure = None
                 self.engine.report(SessionUp(self.name, self._ready.seen_as))
                 self._nursery.start_soon(self._keep, control)
             return self._ready

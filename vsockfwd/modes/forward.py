@@ -7,6 +7,7 @@ goes through an agent, which dials; between the two every end is told, so that a
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -209,7 +210,7 @@ def _end(spec: str, words: list[Word], *, listening: bool) -> Address:
     else:
         host = f"{words[0][0]}:" if len(words) == 2 and words[0][0] != "localhost" else ""
     text, at = words[-1]
-    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65535:
         raise AddressError(f"{text!r} is no port", text=spec, position=at)
     try:
         return parse_stream(f"tcp:{host}{int(text)}")

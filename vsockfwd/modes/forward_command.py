@@ -89,15 +89,21 @@ async def _listen_all(
     """Each succeeds or fails by itself; at least one must."""
     opened: list[tuple[LocalForward, list[Listener]]] = []
     failed: VsockfwdError | None = None
-    for rule in forwards:
-        try:
-            opened.append((rule, await listen(engine, rule.listen, f"→ {rule.connect.bare()} through {through}")))
-        except VsockfwdError as error:
-            if exit_on_failure:
-                raise
-            failed = failed or error
-            if len(forwards) > 1:
-                engine.report(Problem(str(rule), error.line()))
+    try:
+        for rule in forwards:
+            try:
+                opened.append((rule, await listen(engine, rule.listen, f"→ {rule.connect.bare()} through {through}")))
+            except VsockfwdError as error:
+                if exit_on_failure:
+                    raise
+                failed = failed or error
+                if len(forwards) > 1:
+                    engine.report(Problem(str(rule), error.line()))
+    except BaseException:
+        for _, listeners in opened:
+            for listener in listeners:
+                listener.close()
+        raise
     if failed and not opened:
         raise failed
     return opened

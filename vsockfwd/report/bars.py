@@ -6,6 +6,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from vsockfwd.errors import printable
 from vsockfwd.events import Event, FileDone, Moved, Planned, Summary
 from vsockfwd.report.lines import LineReporter, level
 
@@ -28,7 +29,7 @@ class BarReporter:
                 if self._bar is not None:
                     self._bar.update(event.bytes)
             case Summary():
-                self._close()
+                self.close()
                 self.lines(event)
             case _:
                 if isinstance(event, FileDone) and self._bar is not None:
@@ -44,7 +45,7 @@ class BarReporter:
         if self._bar is None:
             self._bar = tqdm(
                 total=total, unit="B", unit_scale=True, unit_divisor=1024, file=self.out, dynamic_ncols=True,
-                desc=event.what[-40:], mininterval=0.1, leave=True,
+                desc=printable(event.what)[-40:], mininterval=0.1, leave=True,
             )  # fmt: skip
         else:
             self._bar.total = total
@@ -56,7 +57,8 @@ class BarReporter:
         else:
             self._bar.write(self.lines.text(event), file=self.out)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Take the bar off the screen's last line, also where the transfer failed."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

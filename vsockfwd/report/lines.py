@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from typing import TextIO
 
 import msgspec
@@ -10,6 +11,9 @@ from vsockfwd.errors import printable
 from vsockfwd.events import Closed, Event, FileDone, Moved, Opened, Planned, Problem, SessionUp
 
 LINE_LIMIT = 2000
+
+QUIET = -1
+"""The level of those who want nothing but errors."""
 
 
 def level(event: Event) -> int:
@@ -22,7 +26,9 @@ def level(event: Event) -> int:
         case Closed(outcome=outcome):
             return 1 if outcome.clean else 0
         case FileDone(error=error):
-            return 0 if error else 1
+            return QUIET if error else 1
+        case Problem():
+            return QUIET
         case SessionUp():
             return 1
         case _:
@@ -47,10 +53,15 @@ class LineReporter:
         return line
 
     def write(self, line: str) -> None:
+        if not _takes_more(self.out):
+            return  # who does not read what we say must not stop the work
         try:
             print(line, file=self.out, flush=True)
         except (OSError, ValueError):
             pass  # nobody reads our words any more: the work goes on
+
+    def close(self) -> None:
+        """Nothing is held back."""
 
 
 class JsonReporter:
@@ -67,6 +78,20 @@ class JsonReporter:
             print(_json(event), file=self.out, flush=True)
         except (OSError, ValueError):
             pass  # nobody reads our words any more: the work goes on
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+
+def _takes_more(out: TextIO) -> bool:
+    """Whether a line can be written without waiting for a reader: poll(2) says so for PIPE_BUF bytes."""
+    try:
+        number = out.fileno()
+    except (OSError, ValueError):
+        return True
+    poll = select.poll()
+    poll.register(number, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def _json(event: Event) -> str:

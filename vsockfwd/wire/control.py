@@ -13,10 +13,13 @@ rows come with what speaks them; until then they are refused as out of place.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vsockfwd.errors import PeerBrokeProtocol, Reset, Unreachable, VersionMismatch, VsockfwdError
+import msgspec
+
+from vsockfwd.errors import PeerBrokeProtocol, Reset, Unreachable, VersionMismatch, VsockfwdError, printable
 from vsockfwd.wire.frames import FRAME_LIMIT, VERSIONS, Buffer, FrameType, RawFrame, pack
 from vsockfwd.wire.machine import NOT_AN_AGENT, Machine, Role, State
 from vsockfwd.wire.messages import Hello, Ready, choose, decode, encode, error_of, failure_of
@@ -119,12 +122,14 @@ class ControlMachine(Machine):
 
     def receive_data(self, data: Buffer) -> list[ControlEvent]:
         """Events of these bytes, in order. Raises PeerBrokeProtocol, or VersionMismatch for a HELLO of no use."""
-        events = []
+        return list(self.events(data))
+
+    def events(self, data: Buffer) -> Iterator[ControlEvent]:
+        """The same one by one, read as they are asked for: a flood of tiny frames takes no memory."""
         for item in self._frames(data):
             if not isinstance(item, RawFrame):
                 raise PeerBrokeProtocol("the peer sent DATA on a control connection, which carries none")
-            events.append(self._event(item))
-        return events
+            yield self._event(item)
 
     def _event(self, frame: RawFrame) -> ControlEvent:
         match frame.kind:
@@ -150,12 +155,12 @@ class ControlMachine(Machine):
                 return Farewell(error_of(frame.code, frame.payload, f"the {self.role.other.value}"))
 
     def _check_ready(self, ready: Ready) -> Ready:
-        """An agent chooses among what the client offered."""
+        """An agent chooses among what the client offered, and its words are fit for a terminal from here on."""
         if ready.version not in VERSIONS:
             raise VersionMismatch(f"the agent chose protocol version {ready.version}, which was not offered")
         if ready.frame > self.offered_frame:
             raise PeerBrokeProtocol(f"the agent chose frames of {ready.frame} bytes, {self.offered_frame} were offered")
-        return ready
+        return msgspec.structs.replace(ready, seen_as=printable(ready.seen_as))
 
     def receive_eof(self) -> None:
         """The bytes are at their end. Returns quietly after ERROR or BYE; raises what it means otherwise."""

@@ -18,7 +18,7 @@ TOKEN_LENGTH = 16
 
 Version = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 Versions = Annotated[tuple[Version, ...], msgspec.Meta(min_length=1, max_length=32)]
-ModeName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+ModeName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9_.-]{0,63}$")]
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_LIMIT)]
 FrameSize = Annotated[int, msgspec.Meta(ge=HANDSHAKE_LIMIT, le=1 << 31)]
 Token = Annotated[bytes, msgspec.Meta(min_length=TOKEN_LENGTH, max_length=TOKEN_LENGTH)]

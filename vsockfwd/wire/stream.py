@@ -14,6 +14,7 @@ The thing to understand first: END alone means complete. The end of the bytes wi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -152,7 +153,11 @@ class StreamMachine(Machine):
 
     def receive_data(self, data: Buffer) -> list[StreamEvent]:
         """Events of these bytes, in order. Views in them are good until the next call. Raises PeerBrokeProtocol."""
-        return [self._event(item) for item in self._frames(data)]
+        return list(self.events(data))
+
+    def events(self, data: Buffer) -> Iterator[StreamEvent]:
+        """The same one by one, read as they are asked for: a flood of tiny frames takes no memory."""
+        return map(self._event, self._frames(data))
 
     def _event(self, item: RawFrame | memoryview) -> StreamEvent:
         if isinstance(item, memoryview):
