@@ -7,7 +7,6 @@ then closes, since closing over unread bytes would tear the frame out of the pee
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
@@ -162,8 +161,8 @@ class Wire(Generic[E]):
         self._mid_frame = True
         try:
             views = [memoryview(part) for part in parts]
-            if len(views) > 1 and self.stream.sock is not None:
-                views = _gather(self.stream.sock, views)
+            if len(views) > 1:
+                views = _gather(self.stream, views)
             for view in views:
                 await push(self.stream, view)
         except (Broken, OSError, trio.ClosedResourceError) as error:
@@ -228,10 +227,10 @@ class Wire(Generic[E]):
         await trio.lowlevel.checkpoint()
 
 
-def _gather(sock: socket.socket, views: list[memoryview]) -> list[memoryview]:
+def _gather(stream: Stream, views: list[memoryview]) -> list[memoryview]:
     """Send as much as goes in one call, and return what is left. Raises OSError."""
     try:
-        sent = sock.sendmsg(views)
+        sent = stream.try_send_parts(views)
     except BlockingIOError:
         return views
     left = []

@@ -56,7 +56,7 @@ class Stream(trio.abc.HalfCloseableStream):
     peer: Identity = OwnPeer("this process")
     name: str = ""
     sock: socket.socket | None = None
-    """The raw non-blocking socket, where there is one."""
+    """The socket itself, where there is one: to ask it things, not to send past `try_send`."""
     _busy_sending = _busy_receiving = _sent_eof = False
 
     @abstractmethod
@@ -66,6 +66,10 @@ class Stream(trio.abc.HalfCloseableStream):
     @abstractmethod
     def try_send(self, data: memoryview | bytes | bytearray) -> int:
         """Send as much as fits now. Raises BlockingIOError or OSError."""
+
+    def try_send_parts(self, parts: Sequence[memoryview]) -> int:
+        """As `try_send`, of pieces that follow each other: uncopied in one go where the transport can."""
+        return self.try_send(parts[0])
 
     @abstractmethod
     async def wait_readable(self) -> None:
@@ -169,6 +173,7 @@ class SocketStream(Stream):
         # The socket's own methods: a Python frame less for each piece of data.
         self.try_receive_into = sock.recv_into  # type: ignore[method-assign]
         self.try_send = sock.send  # type: ignore[method-assign, assignment]
+        self.try_send_parts = sock.sendmsg  # type: ignore[method-assign, assignment]
 
     def try_receive_into(self, buffer: memoryview) -> int:
         return self.sock.recv_into(buffer)

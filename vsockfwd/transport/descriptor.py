@@ -36,6 +36,8 @@ class _End:
     def __init__(self, fd: int, reading: bool) -> None:
         self.given = self.fd = fd
         self.sock: socket.socket | None = None
+        self.most: int | None = None
+        """Bytes that one send may carry."""
         self._restore = False
         found = os.fstat(fd)
         mode = found.st_mode
@@ -44,6 +46,8 @@ class _End:
         """The descriptor was not opened for this direction: one end of a pipe, a log file."""
         if stat.S_ISSOCK(mode):
             self.sock = socket.socket(fileno=fd)
+            if self.sock.family == vsock.FAMILY:
+                self.most = vsock.PACKET
             return
         if stat.S_ISREG(mode) or self.missing:
             return
@@ -120,7 +124,7 @@ class DescriptorStream(Stream):
         if self._out.fd < 0:
             raise OSError(errno.EPIPE if self._in.fd >= 0 else errno.EBADF, "closed")
         if self._out.sock is not None:
-            return self._out.sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            return self._out.sock.send(data[: self._out.most], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         return os.write(self._out.fd, data)
 
     async def wait_readable(self) -> None:
@@ -207,7 +211,7 @@ def listener_over(sock: socket.socket, address: Address) -> SocketListener:
         return tcp.TcpListener(sock, address)
     if sock.family == socket.AF_UNIX:
         return unix.UnixListener(sock, address, None)
-    if sock.family == getattr(socket, "AF_VSOCK", None):
+    if sock.family == vsock.FAMILY:
         return vsock.VsockListener(sock, address)
     family = sock.family
     sock.close()

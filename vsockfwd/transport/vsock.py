@@ -1,8 +1,9 @@
 """AF_VSOCK itself: a CID and a port. vsock(7), and the kernel's net/vmw_vsock/af_vsock.c.
 
-Two things to understand first. A machine without loopback sends a connect to CID 1 to whatever hypervisor it runs
+Three things to understand first. A machine without loopback sends a connect to CID 1 to whatever hypervisor it runs
 under; so CID 1 is dialled only after binding to it, which asks nobody else, has succeeded. And the kernel answers a
-connect before anybody accepts it, while nobody listening reads as ECONNRESET: errors are told accordingly.
+connect before anybody accepts it, while nobody listening reads as ECONNRESET: errors are told accordingly. And a guest
+sends in small pieces, since many VMMs lose or garble large ones: see PACKET.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from vsockfwd.address import VsockAddress
 from vsockfwd.errors import Refused, TimedOut, TransportMissing, Unreachable, VsockfwdError, from_oserror
-from vsockfwd.identity import CID_ANY, CID_LOCAL, VsockPeer, cid_text
+from vsockfwd.identity import CID_ANY, CID_HOST, CID_LOCAL, VsockPeer, cid_text
 from vsockfwd.transport.base import (
     BACKLOG,
     Features,
@@ -35,6 +36,18 @@ FEATURES = Features(half_close=True, reset=False)
 
 BUFFER = 1 << 20
 """Bytes of a socket's buffer; the kernel's own default, and maximum until it is raised, is 256 KiB."""
+
+PACKET = 28 << 10
+"""Most bytes of one send from a guest: what still makes a packet of one piece.
+
+One send is one packet of at most 64 KiB. Since Linux 6.17 (and the stable kernels it was carried back to) a guest hands
+a packet of more than 32 KiB less its bookkeeping to the device in several pieces, and devices that expected one drop it
+or garble the stream, without an error: vhost-device-vsock 0.3.0, and Firecracker (issue 5475), Cloud Hypervisor (issue
+7672) and libkrun (issue 535) before their fixes.
+"""
+
+FAMILY: int | None = getattr(socket, "AF_VSOCK", None)
+"""The address family, in a Python that knows it."""
 
 # linux/vm_sockets.h; the standard library lacks the CID and the ioctl in some versions.
 _BUFFER_SIZE, _BUFFER_MAX_SIZE = 0, 2
@@ -113,12 +126,36 @@ def _bind_privileged(sock: socket.socket) -> None:
         return
 
 
+def through_a_device(peer_cid: int) -> bool:
+    """Whether what is sent to that CID leaves this machine through the vsock device of its hypervisor."""
+    if peer_cid in (CID_LOCAL, CID_HOST):
+        return peer_cid == CID_HOST
+    own = own_cid()
+    return own is not None and CID_HOST < own < CID_ANY
+
+
+class VsockStream(SocketStream):
+    """A vsock connection."""
+
+    def __init__(self, sock: socket.socket, peer: VsockPeer, name: str) -> None:
+        super().__init__(sock, FEATURES, peer, name)
+        if through_a_device(peer.cid):
+            self.try_send = self._try_send_packet  # type: ignore[method-assign]
+            self.try_send_parts = self._try_send_first  # type: ignore[method-assign]
+
+    def _try_send_packet(self, data: memoryview | bytes | bytearray) -> int:
+        return self.sock.send(data[:PACKET])
+
+    def _try_send_first(self, parts: Sequence[memoryview]) -> int:
+        return self.sock.send(parts[0][:PACKET])
+
+
 class VsockListener(SocketListener):
     """A vsock listener. The peer's address is there at accept only."""
 
     def stream_of(self, sock: socket.socket, peer: Any) -> Stream:
         who = VsockPeer(*peer)
-        return SocketStream(sock, FEATURES, who, str(who))
+        return VsockStream(sock, who, str(who))
 
 
 class VsockTransport(Transport[VsockAddress]):
@@ -143,7 +180,7 @@ class VsockTransport(Transport[VsockAddress]):
         except BaseException:
             sock.close()
             raise
-        return SocketStream(sock, FEATURES, VsockPeer(address.cid, address.port), address.bare())
+        return VsockStream(sock, VsockPeer(address.cid, address.port), address.bare())
 
     async def listen(self, address: VsockAddress) -> Sequence[VsockListener]:
         sock = _vsock(address)
