@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import trio
 
 from vsockfwd.engine.pump import BufferPool
-from vsockfwd.engine.relay import relay
+from vsockfwd.engine.relay import Relays, relay
 from vsockfwd.events import Ending, Outcome
 from vsockfwd.identity import OwnPeer
 from vsockfwd.transport.base import Features, SocketStream, Stream
@@ -42,20 +43,44 @@ class Joined:
         self.outcome: Outcome | None = None
 
 
+Pair = Callable[[str], tuple[Stream, Stream]]
+Run = Callable[..., Awaitable[Outcome]]
+
+
 @pytest.fixture(params=["tcp", "memory"])
-def pair(request: pytest.FixtureRequest) -> Callable[[str], tuple[Stream, Stream]]:
+def pair(request: pytest.FixtureRequest) -> Pair:
     return tcp_pair if request.param == "tcp" else lambda name: memory_pair(near=name, far=name)
 
 
-async def start(nursery: trio.Nursery, pair: Callable[[str], tuple[Stream, Stream]], **how: float) -> Joined:
+async def in_a_group(near: Stream, far: Stream, buffers: BufferPool) -> Outcome:
+    """`relay`, by a group that runs its relays without tasks where it can."""
+    outcomes, over = list[Outcome](), trio.Event()
+
+    def ended(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        over.set()
+
+    async with Relays(buffers, pytest.fail) as relays:
+        relays.begin(near, far, ended)
+        await over.wait()
+    assert len(outcomes) == 1
+    return outcomes[0]
+
+
+@pytest.fixture(params=[relay, in_a_group], ids=["by tasks", "in a group"])
+def run(request: pytest.FixtureRequest) -> Run:
+    return request.param
+
+
+async def start(nursery: trio.Nursery, pair: Pair, run: Run = relay, **how: float) -> Joined:
     near, client = pair("near")
     far, server = pair("far")
     joined = Joined(client, server)
 
-    async def run() -> None:
-        joined.outcome = await relay(near, far, BufferPool(), **how)
+    async def note() -> None:
+        joined.outcome = await run(near, far, BufferPool(), **how)
 
-    nursery.start_soon(run)
+    nursery.start_soon(note)
     return joined
 
 
@@ -67,9 +92,9 @@ async def read_all(stream: Stream) -> int:
 
 
 @pytest.mark.parametrize("first", ["client", "server"])
-async def test_a_reply_after_a_half_close_from_either_side_arrives_whole(pair, first):
+async def test_a_reply_after_a_half_close_from_either_side_arrives_whole(pair, run, first):
     async with trio.open_nursery() as nursery:
-        joined = await start(nursery, pair)
+        joined = await start(nursery, pair, run)
         asks, answers = (joined.client, joined.server) if first == "client" else (joined.server, joined.client)
         await asks.send_all(b"question")
         await asks.send_eof()
@@ -92,9 +117,9 @@ async def test_a_reply_after_a_half_close_from_either_side_arrives_whole(pair, f
     joined.server.close()
 
 
-async def test_a_server_that_speaks_first_is_heard(pair):
+async def test_a_server_that_speaks_first_is_heard(pair, run):
     async with trio.open_nursery() as nursery:
-        joined = await start(nursery, pair)
+        joined = await start(nursery, pair, run)
         await joined.server.send_all(b"220 hello\r\n")
         with trio.fail_after(5):
             assert await joined.client.receive_some() == b"220 hello\r\n"
@@ -102,9 +127,9 @@ async def test_a_server_that_speaks_first_is_heard(pair):
         joined.server.close()
 
 
-async def test_a_reset_of_the_server_reaches_the_client_as_a_reset_not_as_an_end(pair):
+async def test_a_reset_of_the_server_reaches_the_client_as_a_reset_not_as_an_end(pair, run):
     async with trio.open_nursery() as nursery:
-        joined = await start(nursery, pair)
+        joined = await start(nursery, pair, run)
         await joined.server.send_all(b"half of it")
         with trio.fail_after(5):
             assert await joined.client.receive_some() == b"half of it"
@@ -119,10 +144,10 @@ async def test_a_reset_of_the_server_reaches_the_client_as_a_reset_not_as_an_end
     joined.client.close()
 
 
-async def test_an_answer_given_before_the_server_stopped_listening_is_delivered(pair):
+async def test_an_answer_given_before_the_server_stopped_listening_is_delivered(pair, run):
     """HTTP's 413: the server answers an upload it does not want and closes."""
     async with trio.open_nursery() as nursery:
-        joined = await start(nursery, pair)
+        joined = await start(nursery, pair, run)
         await joined.client.send_all(b"first part of an upload")
         assert await joined.server.receive_some()
         await joined.server.send_all(b"413 too large")
@@ -139,11 +164,11 @@ async def test_an_answer_given_before_the_server_stopped_listening_is_delivered(
     joined.client.close()
 
 
-async def test_the_shutdown_is_withheld_from_a_dialled_side_that_cannot_carry_it():
+async def test_the_shutdown_is_withheld_from_a_dialled_side_that_cannot_carry_it(run):
     near, client = memory_pair()
     far, server = memory_pair(Features(half_close=False))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(relay, near, far, BufferPool())
+        nursery.start_soon(run, near, far, BufferPool())
         await client.send_all(b"question")
         await client.send_eof()
         assert await server.receive_some() == b"question"
@@ -158,11 +183,11 @@ async def test_the_shutdown_is_withheld_from_a_dialled_side_that_cannot_carry_it
     client.close()
 
 
-async def test_the_end_of_the_server_reaches_a_client_whose_transport_cannot_carry_a_half_close():
+async def test_the_end_of_the_server_reaches_a_client_whose_transport_cannot_carry_a_half_close(run):
     near, client = memory_pair(Features(half_close=False))
     far, server = memory_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(relay, near, far, BufferPool())
+        nursery.start_soon(run, near, far, BufferPool())
         await server.send_all(b"all there is")
         await server.send_eof()
         with trio.fail_after(5):
@@ -194,9 +219,9 @@ async def test_half_open_relays_are_bounded_by_inactivity_only_when_asked_to(pai
     joined.server.close()
 
 
-async def test_a_cancelled_relay_resets_both_neighbours_and_keeps_no_socket(pair):
+async def test_a_cancelled_relay_resets_both_neighbours_and_keeps_no_socket(pair, run):
     async with trio.open_nursery() as nursery:
-        joined = await start(nursery, pair)
+        joined = await start(nursery, pair, run)
         await joined.client.send_all(b"x")
         assert await joined.server.receive_some() == b"x"
         nursery.cancel_scope.cancel()
@@ -206,7 +231,7 @@ async def test_a_cancelled_relay_resets_both_neighbours_and_keeps_no_socket(pair
         stream.close()
 
 
-async def test_an_idle_relay_holds_no_buffer(pair):
+async def test_an_idle_relay_holds_no_buffer(pair, run):
     class Counting(BufferPool):
         lent = 0
 
@@ -221,7 +246,7 @@ async def test_an_idle_relay_holds_no_buffer(pair):
     near, client = pair("near")
     far, server = pair("far")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(relay, near, far, Counting())
+        nursery.start_soon(run, near, far, Counting())
         await client.send_all(b"x")
         assert await server.receive_some() == b"x"
         await trio.testing.wait_all_tasks_blocked()
@@ -229,3 +254,62 @@ async def test_an_idle_relay_holds_no_buffer(pair):
         nursery.cancel_scope.cancel()
     client.close()
     server.close()
+
+
+async def test_a_group_lets_a_slow_reader_and_a_burst_share(run):
+    """More than the kernel holds, to one who reads late: the others are served meanwhile, and it gets every byte."""
+    async with trio.open_nursery() as nursery:
+        slow, quick = [await start(nursery, tcp_pair, run) for _ in range(2)]
+        sent = trio.Event()
+
+        async def flood() -> None:
+            for number in range(BIG >> 20):
+                await slow.server.send_all(bytes([number]) * (1 << 20))
+            await slow.server.send_eof()
+            sent.set()
+
+        nursery.start_soon(flood)
+        with trio.fail_after(20):
+            for _ in range(100):
+                await quick.client.send_all(b"ping")
+                assert await quick.server.receive_some() == b"ping"
+            assert not sent.is_set()
+            got = bytearray()
+            while piece := await slow.client.receive_some(1 << 20):
+                got += piece
+        assert got == b"".join(bytes([number]) * (1 << 20) for number in range(BIG >> 20))
+        for joined in (slow, quick):
+            joined.client.close()
+            joined.server.close()
+
+
+async def test_many_slow_readers_hold_little_memory():
+    pool = BufferPool()
+    lent = [pool.borrow() for _ in range(100)]
+    assert sum(map(len, lent)) < 25 << 20
+    for buffer in lent:
+        pool.give_back(buffer)
+    assert len(pool.borrow()) == pool.size
+
+
+async def test_a_bug_in_one_relay_of_a_group_is_reported_and_ends_that_one_alone():
+    reported, outcomes = list[Any](), list[Outcome]()
+
+    def broken(buffer: memoryview) -> int:
+        raise RuntimeError("a bug")
+
+    async with Relays(BufferPool(), reported.append) as relays:
+        pairs = [tcp_pair(name) for name in ("a", "b", "c", "d")]
+        (a, client), (b, _), (c, other_client), (d, other_server) = pairs
+        a.try_receive_into = broken  # type: ignore[method-assign]
+        relays.begin(a, b, outcomes.append)
+        relays.begin(c, d, outcomes.append)
+        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+            await client.receive_some()
+        await other_client.send_all(b"served")
+        with trio.fail_after(5):
+            assert await other_server.receive_some() == b"served"
+    assert [outcome.ending for outcome in outcomes] == [Ending.FAILED]
+    assert "RuntimeError" in reported[0].detail
+    for _, neighbour in pairs:
+        neighbour.close()

@@ -15,7 +15,7 @@ import trio
 
 from vsockfwd import __version__
 from vsockfwd.contract import BodyEvent, Data, Ended
-from vsockfwd.engine.pump import ROUNDS, Broken, BufferPool, Tally, pump, push
+from vsockfwd.engine.pump import ROUNDS, Broken, BufferPool, Pump, push
 from vsockfwd.engine.relay import WITHHELD, ending_of, speak_out
 from vsockfwd.errors import Code, LocalProtocolError, Reset, TimedOut, VsockfwdError, from_code, from_oserror
 from vsockfwd.events import Ending, Outcome
@@ -422,7 +422,7 @@ class _FramedRelay:
         self.withhold = dialled and not neighbour.features.half_close
         self.outward_ended = self.inward_ended = False
         self.outward_over = trio.Event()
-        self.out = Tally()
+        self.out = Pump(neighbour, link.stream, link._buffers, self._frame, link.frame_limit)
         self.failure: VsockfwdError | None = None
         self.ours = False
         """Whether the failure is the neighbour's, so that the peer has to be told."""
@@ -451,7 +451,7 @@ class _FramedRelay:
     async def _outward(self) -> None:
         link = self.link
         try:
-            await pump(self.neighbour, link.stream, link._buffers, self.out, self._frame, link.frame_limit)
+            await self.out.run()
             await link.write(link.machine.end())
             self.outward_ended = True
             if self.inward_ended:

@@ -3,10 +3,14 @@
 Little, in big pieces: try the receive first and wait only when the kernel has nothing; borrow a large buffer only
 while bytes are in hand, so that an idle connection holds none; let others run after a few rounds that never waited.
 Measured against socat and HAProxy in docs/benchmarks.md.
+
+The thing to understand first: a Pump never waits. `step` moves what can be moved now and says what it needs to go on;
+who waits for that is a task (`pump` below), or the one task that watches many sockets (engine/poll.py).
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 
 import trio
@@ -17,30 +21,43 @@ from vsockfwd.wire.frames import FRAME_LIMIT, HEADER_LENGTH
 BUFFER_SIZE = FRAME_LIMIT + HEADER_LENGTH
 """Bytes: a mebibyte of payload with room for a frame's header in front, so that both go out in one send."""
 
-KEPT_BUFFERS = 16
-"""Free buffers that a pool keeps; more are borrowed at once only while as many peers are slow to take their bytes."""
+LARGE_BUFFERS = 16
+"""Large buffers that a pool makes at most; who borrows beyond them gets a small one, so that a thousand neighbours who
+are slow to take their bytes hold 16 MiB and 64 KiB each, not a gibibyte."""
+
+SMALL_SIZE = 1 << 16
+"""Bytes of a buffer beyond those."""
 
 ROUNDS = 8
 """Rounds without a wait after which the others get their turn. A checkpoint costs 2.6 µs, a mebibyte some 200."""
 
 
 class BufferPool:
-    """Large buffers, lent while bytes are in hand."""
+    """Buffers, lent while bytes are in hand."""
 
-    __slots__ = ("_free", "size")
+    __slots__ = ("_large", "_made", "_small", "size")
 
     def __init__(self, size: int = BUFFER_SIZE) -> None:
         self.size = size
-        self._free: list[memoryview] = []
+        self._large: list[memoryview] = []
+        self._small: list[memoryview] = []
+        self._made = 0
 
     def borrow(self) -> memoryview:
-        """A buffer of `size` bytes with any content."""
-        return self._free.pop() if self._free else memoryview(bytearray(self.size))
+        """A buffer with any content: `size` bytes, or SMALL_SIZE where many are lent."""
+        if self._large:
+            return self._large.pop()
+        if self._made < LARGE_BUFFERS:
+            self._made += 1
+            return memoryview(bytearray(self.size))
+        return self._small.pop() if self._small else memoryview(bytearray(min(SMALL_SIZE, self.size)))
 
     def give_back(self, buffer: memoryview) -> None:
         """The end of a loan."""
-        if len(self._free) < KEPT_BUFFERS:
-            self._free.append(buffer)
+        if len(buffer) == self.size:
+            self._large.append(buffer)
+        elif len(self._small) < LARGE_BUFFERS:
+            self._small.append(buffer)
 
 
 class Broken(Exception):
@@ -52,14 +69,120 @@ class Broken(Exception):
         self.error = error
 
 
-class Tally:
-    """What one direction has moved, in bytes, and whether a piece of it is half-way out."""
+class Needs(enum.Enum):
+    """What a pump needs before its next step."""
 
-    __slots__ = ("bytes", "half_sent")
+    BYTES = 1
+    """The source has nothing now."""
+    ROOM = 2
+    """The sink takes nothing now."""
+    TURN = 3
+    """Nothing, but others should have their turn first."""
+    NOTHING = 4
+    """The source has ended and the sink has it all."""
 
-    def __init__(self) -> None:
+
+class Pump:
+    """One direction between two streams.
+
+    `frame` turns a piece into what is sent: it is given a buffer with so many bytes behind HEADER_LENGTH free ones, and
+    returns the part of the buffer to send. A piece has at most `most` bytes. `bytes` counts what was received.
+    """
+
+    __slots__ = (
+        "_buffer", "_buffers", "_frame", "_receive", "_rest", "_send", "_window", "broken", "bytes", "sink", "source",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        source: Stream,
+        sink: Stream,
+        buffers: BufferPool,
+        frame: Callable[[memoryview, int], memoryview] | None = None,
+        most: int = FRAME_LIMIT,
+    ) -> None:
+        self.source = source
+        self.sink = sink
         self.bytes = 0
-        self.half_sent = False
+        self.broken: Broken | None = None
+        self._receive = source.try_receive_into
+        self._send = sink.try_send
+        self._buffers = buffers
+        self._frame = frame
+        self._window = slice(HEADER_LENGTH, HEADER_LENGTH + most) if frame else slice(most)
+        self._buffer: memoryview | None = None
+        self._rest: memoryview | None = None
+
+    @property
+    def half_sent(self) -> bool:
+        """Whether a piece is half-way out, or was lost so."""
+        return self._rest is not None
+
+    def step(self) -> Needs:
+        """Move what can be moved now. Raises Broken, and raises it again whenever it is called after that."""
+        if self.broken is not None:
+            raise self.broken
+        rounds = 0
+        buffer, data = self._buffer, self._rest
+        if buffer is None:
+            buffer = self._buffers.borrow()
+        try:
+            while True:
+                if data is None:
+                    try:
+                        size = self._receive(buffer[self._window])
+                    except BlockingIOError:
+                        return Needs.BYTES
+                    except OSError as error:
+                        self.broken = Broken(self.source, error)
+                        raise self.broken from None
+                    if not size:
+                        return Needs.NOTHING
+                    self.bytes += size
+                    data = self._frame(buffer, size) if self._frame is not None else buffer[:size]
+                try:
+                    sent = self._send(data)
+                except BlockingIOError:
+                    return Needs.ROOM
+                except OSError as error:
+                    self.broken = Broken(self.sink, error)
+                    raise self.broken from None
+                if sent < len(data):
+                    data = data[sent:]
+                    continue
+                data = None
+                rounds += 1
+                if rounds == ROUNDS:
+                    return Needs.TURN
+        finally:
+            self._rest = data
+            if data is None or self.broken is not None:
+                self._buffers.give_back(buffer)
+                self._buffer = None
+            else:
+                self._buffer = buffer
+
+    def close(self) -> None:
+        """Give back what is borrowed; the pump is of no more use."""
+        if self._buffer is not None:
+            self._buffers.give_back(self._buffer)
+            self._buffer = None
+
+    async def run(self) -> None:
+        """Step until the source has ended, waiting in this task. Raises Broken."""
+        try:
+            while True:
+                needs = self.step()
+                if needs is Needs.BYTES:
+                    await self.source.wait_readable()
+                elif needs is Needs.ROOM:
+                    await self.sink.wait_writable()
+                elif needs is Needs.TURN:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    return
+        finally:
+            self.close()
 
 
 async def push(sink: Stream, data: memoryview) -> None:
@@ -76,60 +199,3 @@ async def push(sink: Stream, data: memoryview) -> None:
         if sent == len(data):
             return
         data = data[sent:]
-
-
-async def pump(
-    source: Stream,
-    sink: Stream,
-    buffers: BufferPool,
-    tally: Tally,
-    frame: Callable[[memoryview, int], memoryview] | None = None,
-    most: int = FRAME_LIMIT,
-) -> None:
-    """Move bytes from `source` to `sink` until the source ends. Raises Broken.
-
-    `frame` turns a piece into what is sent: it is given a buffer with so many bytes behind HEADER_LENGTH free ones, and
-    returns the part of the buffer to send. A piece has at most `most` bytes.
-    """
-    receive, send = source.try_receive_into, sink.try_send
-    window = slice(HEADER_LENGTH, HEADER_LENGTH + most) if frame else slice(most)
-    rounds = 0
-    while True:
-        buffer = buffers.borrow()
-        try:
-            try:
-                size = receive(buffer[window])
-            except BlockingIOError:
-                size = -1
-            except OSError as error:
-                raise Broken(source, error) from None
-            if size > 0:
-                tally.bytes += size
-                tally.half_sent = True
-                data = frame(buffer, size) if frame else buffer[:size]
-                # `push`, written out: this is where a small message's time goes.
-                while True:
-                    try:
-                        sent = send(data)
-                    except BlockingIOError:
-                        rounds = 0
-                        await sink.wait_writable()
-                        continue
-                    except OSError as error:
-                        raise Broken(sink, error) from None
-                    if sent == len(data):
-                        break
-                    data = data[sent:]
-                tally.half_sent = False
-        finally:
-            buffers.give_back(buffer)
-        if size > 0:
-            rounds += 1
-            if rounds >= ROUNDS:
-                rounds = 0
-                await trio.lowlevel.checkpoint()
-        elif size == 0:
-            return
-        else:
-            rounds = 0
-            await source.wait_readable()

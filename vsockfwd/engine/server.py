@@ -36,6 +36,10 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 
 Handler = Callable[[Stream], Awaitable[None]]
 
+AtOnce = Callable[[Stream, Callable[[], None]], bool]
+"""Takes a connection without a task of its own, and calls what it was given when the connection has ended; or, with
+False, leaves it to the handler."""
+
 
 class Gate:
     """Counts connections, and lets an accept loop wait while there are too many."""
@@ -54,13 +58,20 @@ class Gate:
 
     def leave(self) -> None:
         self.now -= 1
-        self._left.unpark()
+        if self._left:
+            self._left.unpark()
 
 
 async def serve_listeners(
-    listeners: Sequence[Listener], handler: Handler, report: Report, gate: Gate | None = None
+    listeners: Sequence[Listener],
+    handler: Handler,
+    report: Report,
+    gate: Gate | None = None,
+    at_once: AtOnce | None = None,
 ) -> None:
     """Accept on every listener, each connection handled in a task of its own, until cancelled; closes the listeners.
+
+    What `at_once` takes needs no task.
 
     A handler that raises ends its connection alone: the error is reported, with a traceback where it is not one of
     ours. The handler owns its stream; what it leaves open is closed.
@@ -69,13 +80,20 @@ async def serve_listeners(
     try:
         async with trio.open_nursery() as nursery:
             for listener in listeners:
-                nursery.start_soon(_accept, listener, handler, report, gate, nursery)
+                nursery.start_soon(_accept, listener, handler, report, gate, at_once, nursery)
     finally:
         for listener in listeners:
             listener.close()
 
 
-async def _accept(listener: Listener, handler: Handler, report: Report, gate: Gate, nursery: trio.Nursery) -> None:
+async def _accept(
+    listener: Listener,
+    handler: Handler,
+    report: Report,
+    gate: Gate,
+    at_once: AtOnce | None,
+    nursery: trio.Nursery,
+) -> None:
     burst = failures = 0
     while True:
         if gate.now >= gate.cap:
@@ -99,7 +117,8 @@ async def _accept(listener: Listener, handler: Handler, report: Report, gate: Ga
             continue
         failures = 0
         gate.enter()
-        nursery.start_soon(_contain, handler, stream, report, gate)
+        if at_once is None or not _taken(at_once, stream, report, gate):
+            nursery.start_soon(_contain, handler, stream, report, gate)
         burst += 1
         if burst >= BURST:
             burst = 0
@@ -112,11 +131,26 @@ async def _contain(handler: Handler, stream: Stream, report: Report, gate: Gate)
         await handler(stream)
         stream.close()
     except Exception as caught:  # noqa: BLE001 - a bug in one connection's handling must not end the others
-        error = the_one(caught) if isinstance(caught, BaseExceptionGroup) else caught
-        if isinstance(error, VsockfwdError):
-            report(Problem(stream.name, error.line()))
-        else:
-            report(Problem(stream.name, f"{type(error).__name__}: {error}", traceback.format_exc()))
+        _tell(caught, stream, report)
     finally:
         stream.abort()
         gate.leave()
+
+
+def _taken(at_once: AtOnce, stream: Stream, report: Report, gate: Gate) -> bool:
+    """As `_contain`, without a task."""
+    try:
+        return at_once(stream, gate.leave)
+    except Exception as caught:  # noqa: BLE001 - as there
+        _tell(caught, stream, report)
+        stream.abort()
+        gate.leave()
+        return True
+
+
+def _tell(caught: Exception, stream: Stream, report: Report) -> None:
+    error = the_one(caught) if isinstance(caught, BaseExceptionGroup) else caught
+    if isinstance(error, VsockfwdError):
+        report(Problem(stream.name, error.line()))
+    else:
+        report(Problem(stream.name, f"{type(error).__name__}: {error}", traceback.format_exc()))

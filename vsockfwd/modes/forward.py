@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
+import trio
 
 from vsockfwd.plugin import (
     SCHEMES,
@@ -28,13 +30,13 @@ from vsockfwd.plugin import (
     Mode,
     Opened,
     Outcome,
+    Relays,
     Resource,
     Session,
     Stream,
     VsockfwdError,
     decode_arguments,
     parse_stream,
-    relay,
     serve_listeners,
 )
 
@@ -102,17 +104,46 @@ async def raw_forward(engine: Engine, listeners: list[Listener], connect: Addres
     """Join every connection taken with a new one to `connect`, until cancelled."""
     rule = f"forward to {connect.bare()}"
 
-    async def handle(near: Stream) -> None:
-        engine.report(Opened(rule, str(near.peer)))
-        try:
-            far = await engine.network.connect(connect)
-        except VsockfwdError as error:
+    async with Relays(engine.buffers, engine.report) as relays:
+
+        def begin(near: Stream, far: Stream, leave: Callable[[], None]) -> None:
+            peer = str(near.peer)
+
+            def ended(outcome: Outcome) -> None:
+                engine.report(Closed(rule, peer, outcome))
+                leave()
+
+            relays.begin(near, far, ended)
+
+        def at_once(near: Stream, leave: Callable[[], None]) -> bool:
+            try:
+                far = engine.network.connect_now(connect)
+            except VsockfwdError as error:
+                refuse(near, error)
+                leave()
+                return True
+            if far is None:
+                return False
+            engine.report(Opened(rule, str(near.peer)))
+            begin(near, far, leave)
+            return True
+
+        def refuse(near: Stream, error: VsockfwdError) -> None:
             near.abort()
             engine.report(Closed(rule, str(near.peer), _outcome_of(error)))
-            return
-        engine.report(Closed(rule, str(near.peer), await relay(near, far, engine.buffers)))
 
-    await serve_listeners(listeners, handle, engine.report)
+        async def handle(near: Stream) -> None:
+            engine.report(Opened(rule, str(near.peer)))
+            try:
+                far = await engine.network.connect(connect)
+            except VsockfwdError as error:
+                refuse(near, error)
+                return
+            over = trio.Event()
+            begin(near, far, over.set)
+            await over.wait()
+
+        await serve_listeners(listeners, handle, engine.report, at_once=at_once)
 
 
 async def local_forward(engine: Engine, session: Session, listeners: list[Listener], connect: Address) -> None:

@@ -265,6 +265,10 @@ A = TypeVar("A", bound=Address)
 class Transport(ABC, Generic[A]):
     """One scheme: how its addresses are dialled and listened on."""
 
+    def connect_now(self, address: A) -> Stream | None:
+        """Open a stream where that takes no time; None where it takes some. Raises as `connect` does."""
+        return None
+
     async def connect(self, address: A, *, privileged: bool = False) -> Stream:
         """Open a stream. `privileged`: show, where the transport can and may, that the caller is privileged.
 

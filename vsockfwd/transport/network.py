@@ -24,6 +24,10 @@ class Network:
     def __init__(self, transports: Mapping[str, Transport[Any]]) -> None:
         self.transports = transports
 
+    def connect_now(self, address: Address) -> Stream | None:
+        """Open a stream where that takes no time; None where it takes some. Raises a VsockfwdError."""
+        return self._of(address).connect_now(address)
+
     async def connect(self, address: Address, *, privileged: bool = False) -> Stream:
         """Open a stream. Raises a VsockfwdError, see Transport.connect."""
         return await self._of(address).connect(address, privileged=privileged)

@@ -73,6 +73,21 @@ class UnixListener(SocketListener):
         super().close()
 
 
+def connect_unix_now(sockaddr: bytes, address: Address) -> socket.socket | None:
+    """Connect to a UNIX socket, or None where its backlog is full. Raises VsockfwdError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.connect(sockaddr)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    except BlockingIOError:
+        sock.close()
+        return None
+    except OSError as error:
+        sock.close()
+        raise _connect_error(error, address) from None
+    return sock
+
+
 async def connect_unix(sockaddr: bytes, address: Address) -> socket.socket:
     """Connect to a UNIX socket. Raises VsockfwdError."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -140,6 +155,10 @@ def listen_unix_failed(error: OSError, address: Address) -> VsockfwdError:
 class UnixTransport(Transport[UnixAddress]):
     """`unix:`"""
 
+    def connect_now(self, address: UnixAddress) -> Stream | None:
+        sock = connect_unix_now(address.path, address)
+        return None if sock is None else SocketStream(sock, FEATURES, credentials(sock), address.bare())
+
     async def connect(self, address: UnixAddress, *, privileged: bool = False) -> Stream:
         sock = await connect_unix(address.path, address)
         return SocketStream(sock, FEATURES, credentials(sock), address.bare())
@@ -153,6 +172,10 @@ class UnixTransport(Transport[UnixAddress]):
 
 class AbstractTransport(Transport[AbstractAddress]):
     """`abstract:`"""
+
+    def connect_now(self, address: AbstractAddress) -> Stream | None:
+        sock = connect_unix_now(b"\0" + address.name, address)
+        return None if sock is None else SocketStream(sock, FEATURES, credentials(sock), address.bare())
 
     async def connect(self, address: AbstractAddress, *, privileged: bool = False) -> Stream:
         sock = await connect_unix(b"\0" + address.name, address)

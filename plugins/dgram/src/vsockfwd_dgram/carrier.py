@@ -34,7 +34,7 @@ from vsockfwd.plugin import (
 from vsockfwd_dgram.drops import Drops, Reason, reason_for
 from vsockfwd_dgram.fair import FairQueue
 from vsockfwd_dgram.frames import CLOSE, DATAGRAM_LIMIT, DATAGRAMS, DROPS, OPEN, RECORD, TEXT_LIMIT, record, records
-from vsockfwd_dgram.sockets import BURST, Poll
+from vsockfwd_dgram.sockets import BURST, CountingPoll
 
 BATCH = 1 << 16
 """Bytes after which a batch goes out, whatever else is waiting: what the engine still copies into one send."""
@@ -81,7 +81,7 @@ class Carrier(ABC, Generic[F]):
         self.flows: OrderedDict[int, F] = OrderedDict()
         """By number, the least recently used first."""
         self.drops = Drops(where)
-        self.poll = Poll(lambda count: self.drops.add(Reason.KERNEL, count))
+        self.poll = CountingPoll(lambda count: self.drops.add(Reason.KERNEL, count))
         self.buffer = memoryview(bytearray(DATAGRAM_LIMIT + 1))
         self.outward: FairQueue[F] = FairQueue(lambda count: self.drops.add(Reason.QUEUE, count))
         """What waits for the stream."""

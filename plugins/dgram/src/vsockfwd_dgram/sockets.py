@@ -22,6 +22,7 @@ import trio
 from vsockfwd.plugin import (
     Address,
     NameNotResolved,
+    Poll,
     UdpAddress,
     UnixDatagramAddress,
     VsockfwdError,
@@ -40,9 +41,6 @@ BUFFER = 1 << 20
 
 BURST = 64
 """Datagrams read from one socket before the others, and those who send, have their turn."""
-
-SOCKETS = 32
-"""Sockets read before the others have theirs; the kernel hands them out in turn."""
 
 PRIVATE = 0o600
 
@@ -289,53 +287,43 @@ def _bind_failed(error: OSError, address: Address) -> VsockfwdError:
 # --- many sockets, one task
 
 
-class Poll:
-    """Watches sockets: one epoll inside trio's, so that a flow costs a socket and no task.
+class CountingPoll:
+    """Watches sockets, so that a flow costs one and no task.
 
     `lost` is told of datagrams that the kernel threw away because a socket's buffer was full.
     """
 
     def __init__(self, lost: Callable[[int], None]) -> None:
-        self._epoll = select.epoll()
-        self._watched: dict[int, tuple[socket.socket, Callable[[], None]]] = {}
-        self._counted: dict[int, int] = {}
+        self._poll = Poll(batches=1)  # the tasks that send what was drained have their turn after each
+        self._counted: dict[socket.socket, int] = {}
         self._lost = lost
+        self.run = self._poll.run
 
     def add(self, sock: socket.socket, drain: Callable[[], None]) -> None:
         """Call `drain` when the socket has something to read, be it an error."""
-        self._epoll.register(sock, select.EPOLLIN)
-        self._watched[sock.fileno()] = (sock, drain)
-        self._counted[sock.fileno()] = 0
+        self._poll.add(sock, lambda _: drain(), select.EPOLLIN)
+        self._counted[sock] = 0
 
     def forget(self, sock: socket.socket) -> None:
         """Watch a socket no more; it is about to be closed."""
         self._count(sock)
-        self._epoll.unregister(sock)
-        del self._watched[sock.fileno()], self._counted[sock.fileno()]
+        self._poll.forget(sock)
+        del self._counted[sock]
 
     def close(self) -> None:
         """Watch nothing any more; the sockets are their owners' to close."""
         self.count_lost()
-        self._epoll.close()
+        self._poll.close()
 
     def count_lost(self) -> None:
         """Ask the kernel what it threw away since it was asked last."""
-        for sock, _ in self._watched.values():
+        for sock in self._counted:
             self._count(sock)
 
     def _count(self, sock: socket.socket) -> None:
-        fd = sock.fileno()
         try:
             now = _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))[8]
         except (OSError, struct.error):
             return  # a kernel that keeps no such count
-        self._lost((now - self._counted[fd]) & 0xFFFF_FFFF)
-        self._counted[fd] = now
-
-    async def run(self) -> None:
-        """Drain what is readable, until cancelled."""
-        while True:
-            await trio.lowlevel.wait_readable(self._epoll.fileno())
-            for fd, _ in self._epoll.poll(0, SOCKETS):
-                if (watched := self._watched.get(fd)) is not None:  # a drain before it may have closed this one
-                    watched[1]()
+        self._lost((now - self._counted[sock]) & 0xFFFF_FFFF)
+        self._counted[sock] = now
