@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
@@ -536,6 +537,7 @@ def parse_target(text: str, port: int | None = None) -> Address:
 _PLAIN = frozenset(map(chr, range(0x20, 0x7F))) - frozenset(",:[]%")
 
 
+@functools.lru_cache(maxsize=64)  # a forward names its target anew for each connection
 def _quote(raw: bytes) -> str:
     return "".join(map(_quote_character, raw.decode("utf-8", "surrogateescape")))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -39,6 +40,8 @@ class Invocation:
         # Two descriptors a connection: the soft limit is for programs that use select, the hard one is ours to use.
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        # What is imported stays: the collector need not look through it again and again.
+        gc.freeze()
         try:
             return trio.run(self._main, main, arguments) or 0
         except BaseExceptionGroup as group:
