@@ -12,6 +12,7 @@ To change …                                                     open …
   the bytes between two vsockfwd peers                            wire/: frames, messages, control and stream machines
   how a kind of socket is dialled, listened on or identified      transport/: one file a scheme, base.py is the seam
   how fast bytes move, how an end or a cut is passed on           engine/pump.py, engine/relay.py (plain streams)
+  … without a task for each                                       engine/poll.py
   … and between two vsockfwd peers                                engine/link.py (a wire machine joined to a stream)
   logging in, staying alive, coming back                          engine/session.py (client), engine/agent.py (server)
   accepting: caps, failures, descriptors running out              engine/server.py
@@ -19,7 +20,7 @@ To change …                                                     open …
   how plugins and commands are found                              discovery.py
   what is shown while it runs: lines, JSON, bars                  report/
   flags that all commands share, usage errors, `serve`            cli/
-  the tour that `make demo` gives                                 demo/
+  the tour that `make demo` gives                                 demo.py
   copy, relay, dgram                                              plugins/, a distribution each
 
 Arrows of import point one way: cli → modes, report, demo → plugin, discovery → engine → transport, wire → policy →

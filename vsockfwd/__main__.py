@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -32,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words == ["--version"]:
         print(f"vsockfwd {__version__}")
         return 0
-    from vsockfwd.cli.main import main as run
+    try:
+        from vsockfwd.cli.main import main as run
+    except KeyboardInterrupt:  # the imports take a tenth of a second: long enough to change one's mind
+        return 128 + signal.SIGINT
 
     return run(words)
 

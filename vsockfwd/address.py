@@ -43,11 +43,18 @@ def _seconds(text: str) -> float:
     return float(text)
 
 
+_LARGEST_BUFFER = 1 << 30
+"""Bytes: the kernel's own fields are 32 bits wide."""
+
+
 def _bytes(text: str) -> int:
     match = re.fullmatch(r"([0-9]{1,15})([KMG]?)", text)
     if not match or not int(match[1]):
         raise ValueError("is a number of bytes above 0; K, M and G may follow")
-    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
+    size = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
+    if size > _LARGEST_BUFFER:
+        raise ValueError("is at most 1G")
+    return size
 
 
 def _count(text: str) -> int:

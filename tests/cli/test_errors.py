@@ -145,3 +145,13 @@ def test_a_full_standard_output_is_an_error_of_its_own():
     )
     assert done.returncode == 74
     assert done.stderr == "vsockfwd: standard output: no space left on device\n"
+
+
+def test_json_is_utf_8_whatever_the_locale(tmp_path):
+    """A path that latin-1 cannot hold, in a locale that knows nothing else."""
+    where = tmp_path / "τέλος"
+    where.mkdir()
+    with Server(
+        "forward", f"unix:{where}/listen", "tcp:1", env={"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    ) as server:
+        assert "τέλος" in str(server.wait_for("listening")[0]["address"])

@@ -293,3 +293,9 @@ async def test_the_end_of_one_direction_leaves_the_other_alive() -> None:
     accepted.close()
     dialled.shutdown_sending()  # the far end is gone already: no error
     dialled.close()
+
+
+async def test_a_scope_that_is_no_interface_here_is_named() -> None:
+    for attempt in (NET.connect, NET.listen):
+        with pytest.raises(NameNotResolved, match="fe80::1%nosuch"):
+            await attempt(TcpAddress("fe80::1%nosuch", 80))

@@ -277,3 +277,15 @@ async def test_an_abstract_name_may_hold_any_byte_and_needs_no_file() -> None:
     listener.close()
     with pytest.raises(Refused, match="nothing listens"):
         await net.connect(address)
+
+
+async def test_a_listen_that_fails_after_binding_leaves_no_file(tmp_path, monkeypatch):
+    path = tmp_path / "socket"
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "no")
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    with pytest.raises(VsockfwdError):
+        await UnixTransport().listen(UnixAddress(os.fsencode(path), options=(("mode", 0o660),)))
+    assert not path.exists()

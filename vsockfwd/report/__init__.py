@@ -6,6 +6,7 @@ closed when the command is over, however it ended.
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Protocol, TextIO
 
@@ -25,6 +26,8 @@ def reporter(verbosity: int, quiet: bool, json: bool, errors: TextIO | None = No
     """The reporter that the common flags ask for. Lines and bars go to standard error, JSON to standard output."""
     errors = errors or sys.stderr
     if json:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # JSON is, whatever the locale (RFC 8259)
         return JsonReporter(sys.stdout, verbosity)
     if quiet:
         return LineReporter(errors, QUIET)

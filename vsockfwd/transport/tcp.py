@@ -69,6 +69,8 @@ class TcpTransport(Transport[TcpAddress]):
             if found := numeric(address.host):
                 return await self._connect_literal(*found, address)
             return await self._connect_name(address)
+        except socket.gaierror as error:  # a literal with a scope that is no interface here
+            raise name_failed(error, address.host) from None
         except OSError as error:
             raise connect_failed(error, address) from None
 
@@ -121,6 +123,8 @@ class TcpTransport(Transport[TcpAddress]):
             if found := numeric(address.host):
                 return [_bind(*found, address.port, address)]
             return _bind_all(await _resolve(address), address)
+        except socket.gaierror as error:
+            raise name_failed(error, address.host) from None
         except OSError as error:
             raise listen_failed(error, address, _listen_hint(error, address)) from None
 

@@ -116,6 +116,7 @@ def listen_unix(path: bytes, address: Address) -> socket.socket:
     """Bind and listen on a path. Raises OSError; EADDRINUSE only where somebody answers there, or no socket stands."""
     mode = address.option("mode", PRIVATE)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    bound = False
     try:
         # Linux gives the file the mode that the socket's own inode has, less the umask (af_unix.c, unix_bind_bsd):
         # so there is no moment in which it is open to more than it should be.
@@ -127,11 +128,14 @@ def listen_unix(path: bytes, address: Address) -> socket.socket:
                 raise
             os.unlink(path)
             sock.bind(path)
+        bound = True
         if mode != PRIVATE:
             os.chmod(path, mode)
         sock.listen(address.option("backlog", BACKLOG))
     except BaseException:
         sock.close()
+        if bound:
+            os.unlink(path)
         raise
     return sock
 
