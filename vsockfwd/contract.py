@@ -19,6 +19,7 @@ import msgspec
 from vsockfwd.errors import Code
 from vsockfwd.events import Outcome, Report
 from vsockfwd.identity import Identity
+from vsockfwd.rule import RuleKind
 
 CONTRACT = 1
 """The version of this contract. A mode made for another is listed as broken."""
@@ -101,10 +102,19 @@ class Channel(Protocol):
         """Abandon the stream and tell the peer why, within a bounded while."""
         ...
 
-    async def relay(self, neighbour: Any, *, dialled: bool = False) -> Outcome:
+    async def relay(
+        self,
+        neighbour: Any,
+        *,
+        dialled: bool = False,
+        idle: float = 0.0,
+        half_open: float = 0.0,
+        live: set[Any] | None = None,
+    ) -> Outcome:
         """Join the channel to a plain stream until both directions have ended; both are told how, and closed.
 
-        `dialled`: we called the neighbour, it did not call us.
+        `dialled`: we called the neighbour, it did not call us. `idle`: seconds without a byte after which it ends;
+        `half_open`: the same, once one direction has ended; 0 means for ever. `live` holds the relay while it runs.
         """
         ...
 
@@ -146,6 +156,7 @@ class Mode:
 
     `serve` handles requests to the agent; `resources` tells, from a request's raw arguments (msgpack), which
     resources it touches, so that the policy can be asked before the handler runs; it raises BadRequest for nonsense.
+    `rules` are the kinds of `[[forward]]` rule that it brings.
     """
 
     name: str
@@ -154,6 +165,7 @@ class Mode:
     versions: tuple[int, ...] = (1,)
     serve: Serve | None = None
     resources: Callable[[bytes], tuple[Resource, ...]] = touches_nothing
+    rules: tuple[RuleKind, ...] = ()
 
 
 def package_of(mode: str) -> str:

@@ -86,6 +86,28 @@ class Closed(Event, frozen=True):
         return f"{self.rule}: {self.peer}: {o}, {o.sent} bytes out, {o.received} bytes in, {o.seconds:.3f} s"
 
 
+class RuleChanged(Event, frozen=True):
+    """A rule is up, down or over. `state` is one of engine.rules.State."""
+
+    rule: str
+    state: str
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.state}{': ' if self.why else ''}{self.why}"
+
+
+class Reloaded(Event, frozen=True):
+    """The config file was read again; the names of the rules that were stopped and started."""
+
+    file: str
+    stopped: list[str]
+    started: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.file} read again: {len(self.stopped)} rules stopped, {len(self.started)} started"
+
+
 class SessionUp(Event, frozen=True):
     """Logged in to an agent, which saw us as `seen_as`."""
 

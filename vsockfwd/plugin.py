@@ -25,6 +25,7 @@ from vsockfwd.address import (
     parse_stream,
     parse_target,
 )
+from vsockfwd.config import NamedRule, find_target
 from vsockfwd.contract import (
     CONTRACT,
     Access,
@@ -45,6 +46,7 @@ from vsockfwd.engine.invocation import Invocation
 from vsockfwd.engine.poll import Poll
 from vsockfwd.engine.pump import BufferPool
 from vsockfwd.engine.relay import Relays, relay
+from vsockfwd.engine.rules import Keeper, Rules, State, Status, Work
 from vsockfwd.engine.server import Gate, serve_listeners
 from vsockfwd.engine.session import Opened as OpenedStream
 from vsockfwd.engine.session import Session, open_session
@@ -96,6 +98,7 @@ from vsockfwd.events import (
 )
 from vsockfwd.identity import GuestPeer, Identity, NetworkPeer, OwnPeer, UnixPeer, VsockPeer
 from vsockfwd.policy import Policy
+from vsockfwd.rule import HERE, Admitted, AgentRule, AnyEnd, ForwardRule, RuleKind, StreamEnd
 from vsockfwd.transport.base import Features, Listener, SocketStream, Stream
 from vsockfwd.transport.descriptor import DescriptorStream
 from vsockfwd.transport.vsock import own_cid, why_no_loopback, why_unsupported
@@ -114,12 +117,16 @@ def takes_argv(function: F) -> F:
 
 __all__ = [
     "CONTRACT",
+    "HERE",
     "SCHEMES",
     "AbstractAddress",
     "Access",
     "Address",
     "AddressError",
+    "Admitted",
     "Agent",
+    "AgentRule",
+    "AnyEnd",
     "BadRequest",
     "BodyEvent",
     "BufferPool",
@@ -140,18 +147,21 @@ __all__ = [
     "FdAddress",
     "Features",
     "FileDone",
+    "ForwardRule",
     "Frame",
     "Gate",
     "GuestPeer",
     "HybridAddress",
     "Identity",
     "Invocation",
+    "Keeper",
     "Listener",
     "Listening",
     "Mode",
     "ModeFrame",
     "Moved",
     "NameNotResolved",
+    "NamedRule",
     "NetworkPeer",
     "NoSpace",
     "NotAllowed",
@@ -171,13 +181,18 @@ __all__ = [
     "Report",
     "Reset",
     "Resource",
+    "RuleKind",
+    "Rules",
     "Session",
     "SessionDown",
     "SessionUp",
     "SocketStream",
     "SomeFailed",
+    "State",
+    "Status",
     "StdioAddress",
     "Stream",
+    "StreamEnd",
     "Summary",
     "TcpAddress",
     "TimedOut",
@@ -193,8 +208,10 @@ __all__ = [
     "VsockAddress",
     "VsockPeer",
     "VsockfwdError",
+    "Work",
     "__version__",
     "decode_arguments",
+    "find_target",
     "from_code",
     "from_oserror",
     "ignore",

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vsockfwd.errors import AddressError
-from vsockfwd.modes.forward import parse_local
+from vsockfwd.modes.forward import parse_forward
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ from vsockfwd.modes.forward import parse_local
     ],
 )
 def test_a_forward_is_read_as_ssh_reads_it(spec: str, listen: str, connect: str) -> None:
-    rule = parse_local(spec)
-    assert (str(rule.listen), str(rule.connect)) == (listen, connect)
+    near, far = parse_forward(spec)
+    assert (str(near), str(far)) == (listen, connect)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_forward_is_read_as_ssh_reads_it(spec: str, listen: str, connect: str)
 )
 def test_a_wrong_forward_is_refused_and_the_character_pointed_at(spec: str, character: int, said: str) -> None:
     with pytest.raises(AddressError) as caught:
-        parse_local(spec)
+        parse_forward(spec)
     error = caught.value
     assert said in error.line()
     if character:
@@ -90,14 +90,14 @@ def test_a_wrong_forward_is_refused_and_the_character_pointed_at(spec: str, char
 
 def test_a_path_that_is_too_long_is_refused_before_anything_listens() -> None:
     with pytest.raises(AddressError, match="108 bytes"):
-        parse_local(f"8080:/{'x' * 107}")
+        parse_forward(f"8080:/{'x' * 107}")
 
 
 @settings(deadline=None)
 @given(st.text(max_size=30) | st.text("[]:/*,%0123456789abcdeflocalhostvsock", max_size=40))
 def test_any_text_is_a_forward_or_an_address_error(spec: str) -> None:
     try:
-        said = str(parse_local(spec))
+        said = "".join(map(str, parse_forward(spec)))
     except AddressError as error:
         said = error.line()
     assert said.isprintable()

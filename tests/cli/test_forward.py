@@ -154,13 +154,45 @@ def test_socat_talks_through_a_forward_in_both_directions_and_half_closes(tmp_pa
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_with_the_shells_code_and_leaves_no_socket(tmp_path: Path, number: int, code: int):
-    path = tmp_path / "here.sock"
-    with Server("forward", f"unix:{path}", "tcp:1") as forward:
+def test_told_to_stop_the_exit_code_says_whether_a_connection_was_cut_off(tmp_path: Path, number: int, code: int):
+    path, target = tmp_path / "here.sock", tmp_path / "there.sock"
+    with Server("forward", f"unix:{path}", f"unix:{target}") as forward:
         assert path.exists()
-        assert forward.signal(number) == code
+        assert forward.signal(number) == 0
         assert not path.exists()
         assert not forward.errors()
+    with (
+        socket.socket(socket.AF_UNIX) as server,
+        Server("forward", "--drain", "0.2", f"unix:{path}", f"unix:{target}") as forward,
+    ):
+        server.bind(str(target))
+        server.listen()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            served, _ = server.accept()
+            with served:
+                forward.process.send_signal(number)
+                wait_until(lambda: not path.exists())
+                client.sendall(b"still served")
+                assert served.recv(100) == b"still served"
+                assert forward.process.wait(10) == code
+                assert forward.wait_for("closed")[0]["outcome"]["ending"] == "stopped"  # type: ignore[index]
+
+
+def test_a_connection_that_ends_by_itself_while_we_stop_is_not_cut_off(tmp_path: Path):
+    path, target = tmp_path / "here.sock", tmp_path / "there.sock"
+    with socket.socket(socket.AF_UNIX) as server, Server("forward", f"unix:{path}", f"unix:{target}") as forward:
+        server.bind(str(target))
+        server.listen()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            served, _ = server.accept()
+            forward.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: not path.exists())
+            served.sendall(b"the answer")
+            served.close()
+            assert client.recv(100) == b"the answer"
+        assert forward.process.wait(10) == 0
 
 
 def test_a_listener_that_is_taken_says_who_to_look_for():
@@ -184,7 +216,7 @@ def test_a_stderr_that_nobody_reads_stops_nothing(tmp_path: Path):
                 sock.connect(f"{tmp_path}/here.sock")
                 assert sock.recv(1) == b""
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 143
+        assert process.wait(10) == 0
     finally:
         process.kill()
         process.wait()

@@ -11,10 +11,12 @@ import trio.lowlevel
 
 from tests.engine.world import World, settled
 from vsockfwd.address import parse
+from vsockfwd.config import NamedRule
 from vsockfwd.contract import Data, Ended, Mode
 from vsockfwd.engine.agent import STRANGERS
 from vsockfwd.engine.link import HANDSHAKE_DEADLINE, PING_INTERVAL, ControlLink, Link
 from vsockfwd.engine.pump import BufferPool
+from vsockfwd.engine.rules import Rules
 from vsockfwd.engine.session import Session, open_session
 from vsockfwd.errors import (
     BadRequest,
@@ -33,8 +35,9 @@ from vsockfwd.errors import (
     from_code,
 )
 from vsockfwd.events import Closed, Denied, Ending, Problem, SessionDown, SessionUp
-from vsockfwd.modes.forward import Connect, Connected, local_forward
+from vsockfwd.modes.forward import LOCAL, Connect, Connected, LocalRule
 from vsockfwd.policy import Decision
+from vsockfwd.rule import StreamEnd
 from vsockfwd.transport.base import Stream
 from vsockfwd.transport.memory import memory_pair
 from vsockfwd.wire.frames import AGENT_PREFACE, CLIENT_PREFACE, HEADER, FrameType, pack
@@ -229,9 +232,19 @@ async def test_refusals_say_what_would_let_the_peer_in(world: World, monkeypatch
 # --- forwarding through the agent
 
 
-async def start_forward(world: World, nursery: trio.Nursery, session: Session, connect: str = "memory:server"):
-    listeners = list(await world.engine.network.listen(parse("memory:client")))
-    nursery.start_soon(local_forward, world.engine, session, listeners, parse(connect))
+async def start_forward(world: World, nursery: trio.Nursery, connect: str = "memory:server"):
+    rule = LocalRule(
+        listen=StreamEnd(parse("memory:client")), connect=StreamEnd(parse(connect)), target=str(world.target)
+    )
+
+    async def run(task_status: trio.TaskStatus[None]) -> None:
+        async with Rules(world.engine, {}, patient=True) as rules:
+            work = rules.add(NamedRule("forward", LOCAL, rule))
+            await work.settled.wait()
+            task_status.started()
+            await trio.sleep_forever()
+
+    await nursery.start(run)
 
 
 async def dial(world: World) -> Stream:
@@ -244,8 +257,8 @@ async def accept_server(world: World):
 
 async def test_a_forward_dials_at_once_so_that_a_server_that_speaks_first_is_heard(world: World):
     server = await accept_server(world)
-    async with world.agent(), open_session(world.engine, world.target) as session, trio.open_nursery() as nursery:
-        await start_forward(world, nursery, session)
+    async with world.agent(), trio.open_nursery() as nursery:
+        await start_forward(world, nursery)
         client = await dial(world)
         with trio.fail_after(5):
             neighbour = await server.accept()
@@ -259,8 +272,8 @@ async def test_a_forward_dials_at_once_so_that_a_server_that_speaks_first_is_hea
 @pytest.mark.parametrize("first", ["client", "server"])
 async def test_a_forward_carries_a_half_close_from_either_side_and_the_whole_reply(world: World, first):
     server = await accept_server(world)
-    async with world.agent(), open_session(world.engine, world.target) as session, trio.open_nursery() as nursery:
-        await start_forward(world, nursery, session)
+    async with world.agent(), trio.open_nursery() as nursery:
+        await start_forward(world, nursery)
         client = await dial(world)
         neighbour = await server.accept()
         asks, answers = (client, neighbour) if first == "client" else (neighbour, client)
@@ -289,8 +302,8 @@ async def test_a_forward_carries_a_half_close_from_either_side_and_the_whole_rep
 
 async def test_a_servers_reset_arrives_at_the_client_as_a_reset(world: World):
     server = await accept_server(world)
-    async with world.agent(), open_session(world.engine, world.target) as session, trio.open_nursery() as nursery:
-        await start_forward(world, nursery, session)
+    async with world.agent(), trio.open_nursery() as nursery:
+        await start_forward(world, nursery)
         client = await dial(world)
         neighbour = await server.accept()
         await neighbour.send_all(b"half")
@@ -305,8 +318,8 @@ async def test_a_servers_reset_arrives_at_the_client_as_a_reset(world: World):
 
 async def test_a_clients_reset_arrives_at_the_server_as_a_reset(world: World):
     server = await accept_server(world)
-    async with world.agent(), open_session(world.engine, world.target) as session, trio.open_nursery() as nursery:
-        await start_forward(world, nursery, session)
+    async with world.agent(), trio.open_nursery() as nursery:
+        await start_forward(world, nursery)
         client = await dial(world)
         neighbour = await server.accept()
         await client.send_all(b"half")
@@ -318,8 +331,8 @@ async def test_a_clients_reset_arrives_at_the_server_as_a_reset(world: World):
 
 
 async def test_a_refused_connect_comes_back_as_refused_and_resets_the_client(world: World):
-    async with world.agent(), open_session(world.engine, world.target) as session, trio.open_nursery() as nursery:
-        await start_forward(world, nursery, session)
+    async with world.agent(), trio.open_nursery() as nursery:
+        await start_forward(world, nursery)
         client = await dial(world)
         with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
             await client.receive_some()
@@ -341,8 +354,8 @@ async def test_an_agent_lost_in_mid_stream_is_a_truncation_and_a_reset_for_the_c
                     await trio.sleep_forever()
 
         await nursery.start(agent)
-        async with open_session(world.engine, world.target) as session, trio.open_nursery() as inner:
-            await start_forward(world, inner, session)
+        async with trio.open_nursery() as inner:
+            await start_forward(world, inner)
             client = await dial(world)
             neighbour = await server.accept()
             await neighbour.send_all(b"half")
@@ -463,8 +476,8 @@ async def test_a_session_that_falls_silent_is_found_dead_and_its_streams_are_res
 
 async def test_a_slow_local_reader_never_makes_a_session_look_dead(world: World, autojump_clock):
     server = await accept_server(world)
-    async with world.agent(), open_session(world.engine, world.target) as session, trio.open_nursery() as nursery:
-        await start_forward(world, nursery, session)
+    async with world.agent(), trio.open_nursery() as nursery:
+        await start_forward(world, nursery)
         client = await dial(world)
         neighbour = await server.accept()
         nursery.start_soon(neighbour.send_all, bytes(4 << 20))

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vsockfwd.address import Address
 from vsockfwd.contract import Mode
 from vsockfwd.discovery import find_modes, load_command, working
 from vsockfwd.engine.invocation import Invocation
@@ -89,11 +90,17 @@ def call(
     """Call a command's function with the invocation that the common flags ask for; returns the exit code."""
     report = reporter(verbosity, quiet, json)
     try:
-        return function(Invocation(report, json, verbosity, lambda: _modes(report)), *words, **own) or 0
+        return function(Invocation(report, json, verbosity, lambda: _modes(report), _targets), *words, **own) or 0
     except BrokenPipeError:
         raise _ReaderGone from None
     finally:
         report.close()
+
+
+def _targets() -> Mapping[str, Address]:
+    from vsockfwd.cli.config_file import load_targets
+
+    return load_targets()
 
 
 def _modes(report: Report) -> Mapping[str, Mode]:

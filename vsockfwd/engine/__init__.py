@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import trio
+
 from vsockfwd.engine.pump import BufferPool
 from vsockfwd.events import Report, ignore
 from vsockfwd.transport.network import Network, system_network
@@ -19,3 +21,5 @@ class Engine:
     network: Network = field(default_factory=system_network)
     report: Report = ignore
     buffers: BufferPool = field(default_factory=BufferPool)
+    stopping: trio.Event = field(default_factory=trio.Event)
+    """Set when the process is to stop: no new connections; it ends when those that are there have ended."""

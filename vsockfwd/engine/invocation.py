@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import resource
 import signal
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,6 +13,8 @@ from typing import Any
 
 import trio
 
+from vsockfwd.address import Address
+from vsockfwd.config import find_target
 from vsockfwd.contract import Mode
 from vsockfwd.engine import Engine
 from vsockfwd.errors import Interrupted, the_one
@@ -24,18 +27,33 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Invocation:
     """What the command line makes of the flags that all commands share, handed to the command's function.
 
-    `modes` finds the modes that are installed; what is broken has been reported by then.
+    `modes` finds the modes that are installed; what is broken has been reported by then. `targets` are the names that
+    the config file gives.
     """
 
     report: Report
     json: bool
     verbosity: int
     modes: Callable[[], Mapping[str, Mode]]
+    targets: Callable[[], Mapping[str, Address]] = dict
 
-    def run(self, main: Callable[..., Awaitable[int | None]], *arguments: Any) -> int:
+    def target(self, text: str, port: int | None = None) -> Address:
+        """Read a TARGET: an address, a CID, or a name that the config file has. Raises AddressError, ConfigError."""
+        named = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", text) is not None and text != "stdio"
+        return find_target(text, self.targets() if named else {}, port)
+
+    def run(
+        self,
+        main: Callable[..., Awaitable[int | None]],
+        *arguments: Any,
+        drain: float = 0.0,
+        on_hangup: Callable[[], None] | None = None,
+    ) -> int:
         """Run `main(engine, *arguments)` until it returns its exit code (None: 0).
 
-        SIGINT, SIGTERM and SIGHUP cancel it and raise Interrupted; a second one ends the process at once.
+        SIGINT, SIGTERM and SIGHUP cancel it and raise Interrupted; one more ends the process at once. With `drain`
+        the first sets `engine.stopping`, and cancels `drain` seconds later; a second cancels at once. `on_hangup` is
+        called for SIGHUP instead.
         """
         # Two descriptors a connection: the soft limit is for programs that use select, the hard one is ours to use.
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -43,13 +61,20 @@ class Invocation:
         # What is imported stays: the collector need not look through it again and again.
         gc.freeze()
         try:
-            return trio.run(self._main, main, arguments) or 0
+            return trio.run(self._main, main, arguments, drain, on_hangup) or 0
         except BaseExceptionGroup as group:
             raise the_one(group) from None
 
-    async def _main(self, main: Callable[..., Awaitable[int | None]], arguments: tuple[Any, ...]) -> int | None:
+    async def _main(
+        self,
+        main: Callable[..., Awaitable[int | None]],
+        arguments: tuple[Any, ...],
+        drain: float,
+        on_hangup: Callable[[], None] | None,
+    ) -> int | None:
         engine = Engine(report=self.report)
         stopped_by: int | None = None
+        cut_off = False
         result: int | None = None
 
         async def stop_on_signal(scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
@@ -59,16 +84,24 @@ class Invocation:
             with trio.open_signal_receiver(*heeded) as signals:
                 task_status.started()
                 async for number in signals:
-                    if stopped_by is not None:
+                    if number == signal.SIGHUP and on_hangup is not None:
+                        on_hangup()
+                    elif stopped_by is None and drain:
+                        stopped_by = number
+                        engine.stopping.set()
+                        scope.deadline = trio.current_time() + drain
+                    elif scope.cancel_called:
                         os._exit(128 + number)
-                    stopped_by = number
-                    scope.cancel()
+                    else:
+                        stopped_by = number
+                        scope.cancel()
 
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as scope:
                 await nursery.start(stop_on_signal, scope)
                 result = await main(engine, *arguments)
+            cut_off = scope.cancelled_caught
             nursery.cancel_scope.cancel()
-        if stopped_by is not None:
+        if stopped_by is not None and (cut_off or not drain):
             raise Interrupted(stopped_by)
         return result

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import trio
 
 from vsockfwd import __version__
 from vsockfwd.contract import BodyEvent, Data, Ended
 from vsockfwd.engine.pump import ROUNDS, Broken, BufferPool, Pump, push
-from vsockfwd.engine.relay import WITHHELD, ending_of, speak_out
+from vsockfwd.engine.relay import WITHHELD, ending_of, silence, speak_out
 from vsockfwd.errors import Code, LocalProtocolError, Reset, TimedOut, VsockfwdError, from_code, from_oserror
 from vsockfwd.events import Ending, Outcome
 from vsockfwd.transport.base import Stream
@@ -403,22 +403,39 @@ class Link(Wire[StreamEvent]):
         """RESET with this reason, where it has a place, and close."""
         await self.part(self.machine.reset(error) if self.machine.may_reset else b"")
 
-    async def relay(self, neighbour: Stream, *, dialled: bool = False) -> Outcome:
+    async def relay(
+        self,
+        neighbour: Stream,
+        *,
+        dialled: bool = False,
+        idle: float = 0.0,
+        half_open: float = 0.0,
+        live: set[Any] | None = None,
+    ) -> Outcome:
         """Join the channel to a plain stream until both directions have ended; both are closed then.
 
         On any unclean outcome the peer gets RESET, where it is not the peer that brought it about, and the neighbour
         is aborted. `dialled`: we called the neighbour, it did not call us (see engine/relay.py on half-close).
-        `sent` counts neighbour → channel.
+        `sent` counts neighbour → channel. `idle`, `half_open`: as in engine/relay.py; `live` holds it while it runs.
         """
-        return await _FramedRelay(self, neighbour, dialled).run()
+        framed = _FramedRelay(self, neighbour, dialled, idle, half_open)
+        live = set() if live is None else live
+        live.add(framed)
+        try:
+            return await framed.run()
+        finally:
+            live.discard(framed)
 
 
 class _FramedRelay:
     """A link and a plain stream joined, at work. The inward task alone reads the link, from beginning to end."""
 
-    def __init__(self, link: Link, neighbour: Stream, dialled: bool) -> None:
+    def __init__(self, link: Link, neighbour: Stream, dialled: bool, idle: float, half_open: float) -> None:
         self.link = link
         self.neighbour = neighbour
+        self.idle = idle
+        self.half_open = half_open
+        self.received_before = link.machine.received
         self.withhold = dialled and not neighbour.features.half_close
         self.outward_ended = self.inward_ended = False
         self.outward_over = trio.Event()
@@ -429,12 +446,16 @@ class _FramedRelay:
 
     async def run(self) -> Outcome:
         started = time.monotonic()
-        received_before = self.link.machine.received
         try:
             async with trio.open_nursery() as nursery:
                 self.scope = nursery.cancel_scope
+                if self.idle or self.half_open:
+                    nursery.start_soon(self._watch)
                 nursery.start_soon(self._outward)
                 await self._inward(nursery)
+                if self.idle or self.half_open:
+                    await self.outward_over.wait()
+                    nursery.cancel_scope.cancel()  # only the watch is left
         finally:
             clean = self.outward_ended and self.inward_ended and self.failure is None
             self.neighbour.close() if clean else self.neighbour.abort()
@@ -442,11 +463,27 @@ class _FramedRelay:
                 await self.link.part_with(self.failure)
             self.link.close()
         seconds = time.monotonic() - started
-        received = self.link.machine.received - received_before
         if self.failure is None:
-            return Outcome(Ending.COMPLETE, "", "", self.out.bytes, received, seconds)
+            return Outcome(Ending.COMPLETE, "", "", self.sent, self.received, seconds)
         by = self.neighbour.name if self.ours else self.link.stream.name
-        return Outcome(ending_of(self.failure.code), by, self.failure.message, self.out.bytes, received, seconds)
+        return Outcome(ending_of(self.failure.code), by, self.failure.message, self.sent, self.received, seconds)
+
+    @property
+    def sent(self) -> int:
+        return self.out.bytes
+
+    @property
+    def received(self) -> int:
+        return self.link.machine.received - self.received_before
+
+    async def _watch(self) -> None:
+        why = await silence(
+            lambda: self.sent + self.received,
+            lambda: self.outward_ended or self.inward_ended,
+            self.idle,
+            self.half_open,
+        )
+        self._fail(TimedOut(f"{self.neighbour.name}: {why}"), ours=True)
 
     async def _outward(self) -> None:
         link = self.link

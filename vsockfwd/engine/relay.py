@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import trio
 
@@ -60,6 +60,14 @@ class _Relay:
         self.finished: list[Stream] = []
         """The streams that said their last, in order."""
         self.failure: tuple[Ending, str, str] | None = None
+
+    @property
+    def sent(self) -> int:
+        return self.forth.bytes
+
+    @property
+    def received(self) -> int:
+        return self.back.bytes
 
     @property
     def clean(self) -> bool:
@@ -128,22 +136,30 @@ class _InTasks:
             self.scope.cancel()  # only the watch is left
 
     async def _watch(self) -> None:
-        """End the relay when nothing moved for as long as is allowed."""
         relay = self.relay
-        seen, since = -1, trio.current_time()
-        while True:
-            limit = self.half_open if relay.finished and self.half_open else self.idle
-            moved = relay.forth.bytes + relay.back.bytes + len(relay.finished)
-            now = trio.current_time()
-            if moved != seen:
-                seen, since = moved, now
-            elif limit and now - since >= limit:
-                what = "half-open and idle" if relay.finished else "idle"
-                relay.failure = (Ending.TIMED_OUT, "", f"{what} for {limit:g} s")
-                self.scope.cancel()
-                return
-            shortest = min(filter(None, (self.idle, self.half_open)))
-            await trio.sleep(max(0.001, min(shortest / 4, (limit or shortest) - (now - since))))
+        why = await silence(
+            lambda: relay.sent + relay.received, lambda: bool(relay.finished), self.idle, self.half_open
+        )
+        relay.failure = (Ending.TIMED_OUT, "", why)
+        self.scope.cancel()
+
+
+async def silence(moved: Callable[[], int], half: Callable[[], bool], idle: float, half_open: float) -> str:
+    """Wait until nothing moved for as long as is allowed; returns that as words.
+
+    `half` says whether one direction has ended; then `half_open` is the limit, where it is not 0.
+    """
+    seen, since = (-1, False), trio.current_time()
+    while True:
+        now = trio.current_time()
+        ended = half()
+        limit = half_open if ended and half_open else idle
+        if (moved(), ended) != seen:
+            seen, since = (moved(), ended), now
+        elif limit and now - since >= limit:
+            return f"{'half-open and idle' if ended else 'idle'} for {limit:g} s"
+        shortest = min(filter(None, (idle, half_open)))
+        await trio.sleep(max(0.001, min(shortest / 4, (limit or shortest) - (now - since))))
 
 
 async def relay(
@@ -163,9 +179,21 @@ async def relay(
 class Relays:
     """Any number of relays, run in one task. A context: what still runs when it is left is aborted."""
 
-    def __init__(self, buffers: BufferPool, report: Report) -> None:
+    def __init__(
+        self,
+        buffers: BufferPool,
+        report: Report,
+        *,
+        live: set[Any] | None = None,
+        idle: float = 0.0,
+        half_open: float = 0.0,
+    ) -> None:
+        """`live` holds the relays that run, each with `sent` and `received`; `idle` and `half_open` as in `relay`."""
+        self.live = set() if live is None else live
         self._buffers = buffers
         self._report = report
+        self._idle = idle
+        self._half_open = half_open
         self._poll = Poll()
         self._watched: set[_Watched] = set()
         self._manager = trio.open_nursery()
@@ -183,14 +211,17 @@ class Relays:
             return await self._manager.__aexit__(kind, error, trace)
         finally:
             for watched in list(self._watched):
-                watched.relay.end()
-            self._watched.clear()
+                watched.stop()
             self._poll.close()
 
     def begin(self, near: Stream, far: Stream, ended: Callable[[Outcome], None]) -> None:
-        """Join two streams as `relay` does, at once. `ended` is called when it is over, but not when it is aborted."""
+        """Join two streams as `relay` does, at once. `ended` is called when it is over, however that came."""
         relay = _Relay(near, far, self._buffers)
-        if isinstance(near, SocketStream) and isinstance(far, SocketStream) and far.features.half_close:
+        self.live.add(relay)
+        plain = isinstance(near, SocketStream) and isinstance(far, SocketStream) and far.features.half_close
+        if plain and not self._idle and not self._half_open:
+            assert isinstance(near, SocketStream)
+            assert isinstance(far, SocketStream)
             watched = _Watched(relay, near, far, self, ended)
             self._watched.add(watched)
             watched.begin()
@@ -198,7 +229,12 @@ class Relays:
             self._nursery.start_soon(self._in_tasks, relay, ended)
 
     async def _in_tasks(self, relay: _Relay, ended: Callable[[Outcome], None]) -> None:
-        ended(await _InTasks(relay, 0.0, 0.0).run())
+        outcome = Outcome(Ending.STOPPED)
+        try:
+            outcome = await _InTasks(relay, self._idle, self._half_open).run()
+        finally:
+            self.live.discard(relay)
+            ended(outcome)
 
 
 class _Watched:
@@ -270,8 +306,13 @@ class _Watched:
             self._waiting_for_room.add(sink)
             self._poll.change(self._near if sink is self.relay.near else self._far, ARRIVALS | ROOM)
 
+    def stop(self) -> None:
+        self.relay.failure = (Ending.STOPPED, "", "")
+        self._over()
+
     def _over(self) -> None:
         self._group._watched.discard(self)
+        self._group.live.discard(self.relay)
         self._poll.closing(self._near)
         self._poll.closing(self._far)
         self.relay.forth.close()

@@ -53,6 +53,11 @@ class Gate:
         while self.now >= self.cap:
             await self._left.park()
 
+    async def empty(self) -> None:
+        """Wait until nobody is inside."""
+        while self.now:
+            await self._left.park()
+
     def enter(self) -> None:
         self.now += 1
 
@@ -68,19 +73,26 @@ async def serve_listeners(
     report: Report,
     gate: Gate | None = None,
     at_once: AtOnce | None = None,
+    stopping: trio.Event | None = None,
 ) -> None:
     """Accept on every listener, each connection handled in a task of its own, until cancelled; closes the listeners.
 
-    What `at_once` takes needs no task.
+    What `at_once` takes needs no task. Once `stopping` is set no more are accepted, and it returns when all have ended.
 
     A handler that raises ends its connection alone: the error is reported, with a traceback where it is not one of
     ours. The handler owns its stream; what it leaves open is closed.
     """
     gate = gate or Gate()
     try:
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery, trio.open_nursery() as accepting:
             for listener in listeners:
-                nursery.start_soon(_accept, listener, handler, report, gate, at_once, nursery)
+                accepting.start_soon(_accept, listener, handler, report, gate, at_once, nursery)
+            if stopping is not None:
+                await stopping.wait()
+                accepting.cancel_scope.cancel()
+                for listener in listeners:
+                    listener.close()
+        await gate.empty()
     finally:
         for listener in listeners:
             listener.close()

@@ -59,6 +59,10 @@ class Session:
         self._ready: Ready | None = None
         self._links: weakref.WeakSet[Link] = weakref.WeakSet()
         self._pings = itertools.count()
+        self._lost = trio.Event()
+        self._why: VsockfwdError | None = None
+        self.opened = 0
+        """Streams that were opened, in all."""
 
     @property
     def name(self) -> str:
@@ -123,6 +127,7 @@ class Session:
             await control.live()
         except VsockfwdError as reason:
             if self._control is control:
+                self._why = reason
                 self._forget()
                 self.engine.report(SessionDown(self.name, reason.message))
             if isinstance(reason, TimedOut) and not isinstance(reason, ShuttingDown):
@@ -135,6 +140,14 @@ class Session:
 
     def _forget(self) -> None:
         self._control = self._ready = None
+        self._lost.set()
+        self._lost = trio.Event()
+
+    async def lost(self) -> VsockfwdError:
+        """Wait until the session is lost; returns why."""
+        if self._control is not None:
+            await self._lost.wait()
+        return self._why or Gone("the session was lost")
 
     async def open(
         self, mode: str, arguments: msgspec.Struct | None = None, *, versions: tuple[int, ...] = (1,)
@@ -191,6 +204,7 @@ class Session:
             link.close()
             raise
         self._links.add(link)
+        self.opened += 1
         return Opened(link, answer.answer.reply)
 
     async def ping(self) -> float:

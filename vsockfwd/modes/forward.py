@@ -6,38 +6,40 @@ goes through an agent, which dials; between the two every end is told, so that a
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import msgspec
 import trio
 
 from vsockfwd.plugin import (
+    HERE,
     SCHEMES,
     Access,
     Address,
     AddressError,
+    AgentRule,
     Call,
     Closed,
     Code,
     Ending,
     Engine,
-    Listener,
-    Listening,
+    ForwardRule,
     Mode,
     Opened,
     Outcome,
     Relays,
     Resource,
-    Session,
+    RuleKind,
     Stream,
+    StreamEnd,
     VsockfwdError,
+    Work,
     decode_arguments,
     parse_stream,
-    serve_listeners,
 )
 
 NAME = "forward"
@@ -78,21 +80,7 @@ async def serve(call: Call) -> None:
     call.report(Closed(f"forward to {request.connect}", str(call.peer), outcome))
 
 
-MODE = Mode(NAME, "forwards connections, raw or through an agent", serve=serve, resources=resources)
-
-
 # --- the client's side
-
-
-@dataclass(frozen=True, slots=True)
-class LocalForward:
-    """`-L`: listen on this side, connect on the agent's."""
-
-    listen: Address
-    connect: Address
-
-    def __str__(self) -> str:
-        return f"-L {self.listen} {self.connect}"
 
 
 def _outcome_of(error: VsockfwdError) -> Outcome:
@@ -100,17 +88,46 @@ def _outcome_of(error: VsockfwdError) -> Outcome:
     return Outcome(ending, "", error.line())
 
 
-async def raw_forward(engine: Engine, listeners: list[Listener], connect: Address) -> None:
-    """Join every connection taken with a new one to `connect`, until cancelled."""
-    rule = f"forward to {connect.bare()}"
+class RawRule(ForwardRule, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """`kind = "raw"`: listen on one address, connect each to the other."""
 
-    async with Relays(engine.buffers, engine.report) as relays:
+    listen: StreamEnd
+    connect: StreamEnd
+
+    def title(self) -> str:
+        return f"{self.listen.value.bare()} → {self.connect.value.bare()}"
+
+    def listens(self) -> tuple[str, Address]:
+        return HERE, self.listen.value
+
+
+class LocalRule(AgentRule, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """`kind = "local"`: listen on this side, connect on the agent's."""
+
+    listen: StreamEnd
+    connect: StreamEnd
+
+    def title(self) -> str:
+        return f"{self.listen.value.bare()} → {self.connect.value.bare()} through {self.target}"
+
+    def listens(self) -> tuple[str, Address]:
+        return HERE, self.listen.value
+
+
+async def run_raw(work: Work, rule: RawRule) -> None:
+    """Join every connection taken with a new one to `connect`."""
+    engine, name, connect = work.engine, work.name, rule.connect.value
+    listeners = await work.listen(rule.listen.value, f"→ {connect.bare()}")
+
+    async with Relays(
+        engine.buffers, engine.report, live=work.live, idle=rule.idle_timeout, half_open=rule.half_open_timeout
+    ) as relays:
 
         def begin(near: Stream, far: Stream, leave: Callable[[], None]) -> None:
             peer = str(near.peer)
 
             def ended(outcome: Outcome) -> None:
-                engine.report(Closed(rule, peer, outcome))
+                engine.report(Closed(name, peer, outcome))
                 leave()
 
             relays.begin(near, far, ended)
@@ -119,59 +136,78 @@ async def raw_forward(engine: Engine, listeners: list[Listener], connect: Addres
             try:
                 far = engine.network.connect_now(connect)
             except VsockfwdError as error:
-                refuse(near, error)
+                engine.report(Opened(name, str(near.peer)))
+                near.abort()
+                engine.report(Closed(name, str(near.peer), _outcome_of(error)))
                 leave()
                 return True
             if far is None:
                 return False
-            engine.report(Opened(rule, str(near.peer)))
+            engine.report(Opened(name, str(near.peer)))
             begin(near, far, leave)
             return True
 
-        def refuse(near: Stream, error: VsockfwdError) -> None:
-            near.abort()
-            engine.report(Closed(rule, str(near.peer), _outcome_of(error)))
+        async def handle(near: Stream) -> None:
+            with connection(engine, name, near) as told:
+                far = await engine.network.connect(connect)
+                over = trio.Event()
+                told.by_another = True
+                begin(near, far, over.set)
+                await over.wait()
+
+        await work.serve(listeners, handle, at_once)
+
+
+async def run_local(work: Work, rule: LocalRule) -> None:
+    """Carry every connection taken to the agent, which dials `connect`."""
+    connect = Connect(str(rule.connect.value))
+    purpose = f"→ {rule.connect.value.bare()} through {rule.target}"
+    async with work.keeper(rule.target) as keeper:
 
         async def handle(near: Stream) -> None:
-            engine.report(Opened(rule, str(near.peer)))
-            try:
-                far = await engine.network.connect(connect)
-            except VsockfwdError as error:
-                refuse(near, error)
-                return
-            over = trio.Event()
-            begin(near, far, over.set)
-            await over.wait()
+            with connection(work.engine, work.name, near) as told:
+                opened = await keeper.session.open(NAME, connect)
+                told.outcome = await opened.channel.relay(
+                    near, idle=rule.idle_timeout, half_open=rule.half_open_timeout, live=work.live
+                )
 
-        await serve_listeners(listeners, handle, engine.report, at_once=at_once)
+        await work.listen_and_serve(keeper, rule.when_down, rule.listen.value, purpose, handle)
 
 
-async def local_forward(engine: Engine, session: Session, listeners: list[Listener], connect: Address) -> None:
-    """Carry every connection taken to the agent, which dials `connect`, until cancelled."""
-    rule = f"forward to {connect.bare()} through {session.name}"
+class _Told:
+    """What becomes of a connection, until it is reported."""
 
-    async def handle(near: Stream) -> None:
-        engine.report(Opened(rule, str(near.peer)))
-        try:
-            opened = await session.open(NAME, Connect(str(connect)))
-        except VsockfwdError as error:
-            near.abort()
-            engine.report(Closed(rule, str(near.peer), _outcome_of(error)))
-            return
-        engine.report(Closed(rule, str(near.peer), await opened.channel.relay(near)))
-
-    await serve_listeners(listeners, handle, engine.report)
+    def __init__(self) -> None:
+        self.outcome = Outcome(Ending.STOPPED)
+        self.by_another = False
+        """Somebody else reports the end."""
 
 
-async def listen(engine: Engine, address: Address, purpose: str) -> list[Listener]:
-    """Open the listeners of an address, and say so."""
-    listeners = list(await engine.network.listen(address))
-    for listener in listeners:
-        engine.report(Listening(str(listener.address), purpose))
-    return listeners
+@contextlib.contextmanager
+def connection(engine: Engine, rule: str, near: Stream) -> Iterator[_Told]:
+    """Report a connection's begin and end. An error in between is its outcome, and the neighbour is reset."""
+    told = _Told()
+    engine.report(Opened(rule, str(near.peer)))
+    try:
+        yield told
+    except VsockfwdError as error:
+        near.abort()
+        told.outcome = _outcome_of(error)
+    finally:
+        if not told.by_another:
+            engine.report(Closed(rule, str(near.peer), told.outcome))
 
 
-def parse_local(spec: str) -> LocalForward:
+RAW = RuleKind("raw", RawRule, run_raw)
+LOCAL = RuleKind("local", LocalRule, run_local)
+
+MODE = Mode(NAME, "forwards connections, raw or through an agent", serve=serve, resources=resources, rules=(RAW, LOCAL))
+
+
+# --- ssh's spelling
+
+
+def parse_forward(spec: str) -> tuple[Address, Address]:
     """Read `-L`'s `[bind:]port:host:hostport`, either end of which may be a UNIX path, as ssh spells it.
 
     Beyond ssh: either end may be a whole address of this grammar, written in brackets as `[vsock:1:5000]`.
@@ -179,7 +215,15 @@ def parse_local(spec: str) -> LocalForward:
     """
     words = _split(spec)
     listen_words, connect_words = _divide(spec, words)
-    return LocalForward(_end(spec, listen_words, listening=True), _end(spec, connect_words, listening=False))
+    return _end(spec, listen_words, listening=True), _end(spec, connect_words, listening=False)
+
+
+def parse_connect(spec: str) -> Address:
+    """Read what stands behind `-W`: `host:port`, a UNIX path, or an address in brackets. Raises AddressError."""
+    words = _split(spec)
+    if len(words) > 2 or (len(words) == 1 and not _whole(words[0])):
+        raise AddressError("host:port is due", text=spec, position=0, hint="or a UNIX path, or an address in brackets")
+    return _end(spec, words, listening=False)
 
 
 Word = tuple[str, int]

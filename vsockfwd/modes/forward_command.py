@@ -1,37 +1,51 @@
-"""`vsockfwd forward`: the command line of forwarding."""
+"""`vsockfwd forward`: the command line of forwarding. It makes rules, as the config file does, and runs them."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+import signal
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import trio
 import typer
 
-from vsockfwd.modes.forward import LocalForward, listen, local_forward, parse_local, raw_forward
+from vsockfwd.modes.forward import LOCAL, RAW, LocalRule, RawRule, parse_forward
+from vsockfwd.modes.stdio import join_stdio
 from vsockfwd.plugin import (
     Address,
-    AddressError,
     Engine,
+    ForwardRule,
     Invocation,
-    Listener,
+    NamedRule,
     Problem,
+    RuleKind,
+    Rules,
+    State,
+    StreamEnd,
     UsageError,
-    VsockfwdError,
-    open_session,
-    parse_stream,
-    parse_target,
+    Work,
 )
+
+DRAIN = 5.0
+"""Seconds that connections are given to end by themselves, once we are told to stop."""
 
 
 def forward(
     invocation: Invocation,
     addresses: Annotated[
         list[str],
-        typer.Argument(metavar="LISTEN CONNECT | TARGET", help="two addresses, or with -L the agent's target"),
+        typer.Argument(
+            metavar="LISTEN CONNECT | TARGET [COMMAND…]",
+            help="two addresses; or with -L and its kin the agent's target, and a command to run meanwhile",
+        ),
     ],
     local: Annotated[
         list[str] | None,
         typer.Option("-L", metavar="[BIND:]PORT:HOST:HOSTPORT", help="listen here, connect from the agent's machine"),
+    ] = None,
+    stdio: Annotated[
+        str | None, typer.Option("-W", metavar="HOST:PORT", help="join standard input and output to it, by the agent")
     ] = None,
     port: Annotated[
         int | None, typer.Option("-p", metavar="PORT", help="the agent's port, where it is not 876")
@@ -39,71 +53,173 @@ def forward(
     exit_on_failure: Annotated[
         bool, typer.Option("--exit-on-failure", help="end when one of several forwards cannot listen")
     ] = False,
+    when_down: Annotated[
+        str, typer.Option("--when-down", metavar="accept|refuse", help="the listeners, while the agent is away")
+    ] = "accept",
+    max_connections: Annotated[int | None, typer.Option(metavar="N", help="at once, for each forward")] = None,
+    idle_timeout: Annotated[float, typer.Option(metavar="SECONDS", help="end a connection that is silent so long")] = 0,
+    half_open_timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="the same, once one of its directions has ended")
+    ] = 0,
+    drain: Annotated[
+        float, typer.Option(metavar="SECONDS", help="told to stop, give connections so long to end by themselves")
+    ] = DRAIN,
+    background: Annotated[bool, typer.Option("-f", help="go to the background once the forwards listen")] = False,
 ) -> int:
     """Forward connections: LISTEN CONNECT joins two addresses, -L … TARGET goes through an agent.
 
     Raw: vsockfwd forward tcp:8080 vsock:3:80. Through an agent: vsockfwd forward -L 8080:localhost:80 3.
     Loopback is listened on unless the address says otherwise; port 0 picks a free one and prints it.
+    With a COMMAND after TARGET the forwards live as long as it runs, and its exit code is ours.
     """
+    limits: dict[str, Any] = {"idle_timeout": idle_timeout, "half_open_timeout": half_open_timeout}
+    if max_connections is not None:
+        limits["max_connections"] = max_connections
+    _check(when_down, idle_timeout, half_open_timeout, max_connections, drain)
+    if stdio is not None:
+        return _stdio(invocation, addresses, stdio, port, bool(local or background))
     if local:
-        if len(addresses) != 1:
-            raise UsageError(f"forward -L takes one TARGET, not {len(addresses)} addresses")
-        target = parse_target(addresses[0], port)
-        return invocation.run(_through_agent, target, [parse_local(spec) for spec in local], exit_on_failure)
-    if len(addresses) != 2:
-        raise UsageError(
-            f"forward takes LISTEN and CONNECT, not {len(addresses)} address{'es' * (len(addresses) != 1)}",
-            hint="or -L SPEC and a TARGET",
-        )
-    if port is not None:
-        raise UsageError("-p is the port of an agent, a raw forward has none", hint="write the port into the address")
-    near, far = (_stream(text) for text in addresses)
-    return invocation.run(_raw, near, far)
+        target = invocation.target(addresses[0], port)
+        rules = [_local(spec, str(target), when_down, limits) for spec in local]
+        if background and addresses[1:]:
+            raise UsageError("-f and a COMMAND exclude each other", hint="the command's own & puts all in background")
+        run = _Run(invocation, rules, target, exit_on_failure, addresses[1:], drain)
+    else:
+        if len(addresses) != 2:
+            raise UsageError(
+                f"forward takes LISTEN and CONNECT, not {len(addresses)} address{'es' * (len(addresses) != 1)}",
+                hint="or -L SPEC and a TARGET",
+            )
+        if port is not None:
+            raise UsageError(
+                "-p is the port of an agent, a raw forward has none", hint="write the port into the address"
+            )
+        run = _Run(invocation, [_raw(addresses[0], addresses[1], limits)], None, exit_on_failure, [], drain)
+    return _in_background(run) if background else run()
 
 
-def _stream(text: str) -> Address:
-    address = parse_stream(text)
-    if address.scheme == "stdio":
-        raise AddressError(
-            "stdio can be opened once, a forward serves many", text=text, hint="vsockfwd relay joins two"
-        )
-    return address
+def _check(when_down: str, idle: float, half_open: float, most: int | None, drain: float) -> None:
+    if when_down not in ("accept", "refuse"):
+        raise UsageError(f"--when-down {when_down}: accept or refuse")
+    for name, value in (("idle-timeout", idle), ("half-open-timeout", half_open), ("drain", drain)):
+        if not value >= 0:
+            raise UsageError(f"--{name} {value:g}: a number of seconds, 0 for none")
+    if most is not None and most < 1:
+        raise UsageError(f"--max-connections {most}: a whole number above 0")
 
 
-async def _raw(engine: Engine, near: Address, far: Address) -> None:
-    if far.scheme == "fd":
+def _local(spec: str, target: str, when_down: Any, limits: dict[str, Any]) -> NamedRule:
+    listen, connect = parse_forward(spec)
+    rule = LocalRule(listen=StreamEnd(listen), connect=StreamEnd(connect), target=target, when_down=when_down, **limits)
+    return _named(f"-L {spec}", LOCAL, rule)
+
+
+def _raw(listen: str, connect: str, limits: dict[str, Any]) -> NamedRule:
+    near, far = StreamEnd.read(listen), StreamEnd.read(connect)
+    if far.value.scheme == "fd":
         raise UsageError(f"{far}: a descriptor can be connected once, a forward dials for every connection")
-    await raw_forward(engine, await listen(engine, near, f"→ {far.bare()}"), far)
+    rule = RawRule(listen=near, connect=far, **limits)
+    return _named(f"forward to {far.value.bare()}", RAW, rule)
 
 
-async def _through_agent(engine: Engine, target: Address, forwards: list[LocalForward], exit_on_failure: bool) -> None:
-    async with open_session(engine, target) as session, trio.open_nursery() as nursery:
-        opened = await _listen_all(engine, forwards, session.name, exit_on_failure)
-        for rule, listeners in opened:
-            nursery.start_soon(local_forward, engine, session, listeners, rule.connect)
+def _named(name: str, kind: RuleKind, rule: ForwardRule) -> NamedRule:
+    return NamedRule(name, kind, rule)
 
 
-async def _listen_all(
-    engine: Engine, forwards: list[LocalForward], through: str, exit_on_failure: bool
-) -> list[tuple[LocalForward, list[Listener]]]:
-    """Each succeeds or fails by itself; at least one must."""
-    opened: list[tuple[LocalForward, list[Listener]]] = []
-    failed: VsockfwdError | None = None
-    try:
-        for rule in forwards:
-            try:
-                opened.append((rule, await listen(engine, rule.listen, f"→ {rule.connect.bare()} through {through}")))
-            except VsockfwdError as error:
-                if exit_on_failure:
-                    raise
-                failed = failed or error
-                if len(forwards) > 1:
-                    engine.report(Problem(str(rule), error.line()))
-    except BaseException:
-        for _, listeners in opened:
-            for listener in listeners:
-                listener.close()
-        raise
-    if failed and not opened:
-        raise failed
-    return opened
+class _Run:
+    """The rules of one command line, run to their end."""
+
+    def __init__(
+        self,
+        invocation: Invocation,
+        rules: list[NamedRule],
+        target: Address | None,
+        exit_on_failure: bool,
+        command: list[str],
+        drain: float,
+    ) -> None:
+        self.ready: Callable[[], None] = lambda: None
+        self._invocation = invocation
+        self._rules = rules
+        self._target = target
+        self._exit_on_failure = exit_on_failure
+        self._command = command
+        self._drain = drain
+
+    def __call__(self) -> int:
+        return self._invocation.run(self._main, drain=self._drain)
+
+    async def _main(self, engine: Engine) -> int:
+        async with Rules(engine, {}, patient=False) as rules:
+            if self._target is None:
+                return await self._until_ended(rules)
+            async with rules.keeper(self._target) as keeper:
+                # A target that is not there when a person asks for it is an error; later it is waited for.
+                await keeper.session.login()
+                return await self._until_ended(rules)
+
+    async def _until_ended(self, rules: Rules) -> int:
+        works = [rules.add(named) for named in self._rules]
+        await rules.settled()
+        self._complain(rules, works)
+        self.ready()
+        if self._command:
+            return await self._run_command()
+        await rules.ended()
+        return 0
+
+    def _complain(self, rules: Rules, works: list[Work]) -> None:
+        """Each comes up or fails by itself; at least one must come up."""
+        failed = [work for work in works if work.state is State.FAILED]
+        errors = [work.error for work in failed if work.error is not None]
+        if errors and (len(failed) == len(works) or self._exit_on_failure):
+            raise errors[0]
+        for work, error in zip(failed, errors, strict=True):
+            rules.engine.report(Problem(work.name, error.line()))
+
+    async def _run_command(self) -> int:
+        try:
+            process = await trio.lowlevel.open_process(self._command)
+        except OSError as error:
+            raise UsageError(f"{self._command[0]}: {(error.strerror or '').lower()}") from None
+        try:
+            code = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                with trio.move_on_after(5, shield=True):
+                    await process.wait()
+                process.kill()
+        return code if code >= 0 else 128 - code
+
+
+def _in_background(run: _Run) -> int:
+    """Return when the forwards listen, and leave a process behind that serves them; its failure until then is ours."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writing)
+        told = os.read(reading, 1)
+        if told:
+            return 0
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os.close(reading)
+    os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def ready() -> None:
+        os.write(writing, b"\0")
+        os.close(writing)
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(null, number)
+        os.close(null)
+
+    run.ready = ready
+    return run()
+
+
+def _stdio(invocation: Invocation, addresses: list[str], where: str, port: int | None, others: bool) -> int:
+    if others or len(addresses) != 1:
+        raise UsageError("-W HOST:PORT takes one TARGET and nothing else", hint="vsockfwd forward -W localhost:22 3")
+    return invocation.run(join_stdio, invocation.target(addresses[0], port), where)

@@ -9,7 +9,7 @@ from typing import Annotated
 import trio
 import typer
 
-from vsockfwd.plugin import Address, Engine, Invocation, UsageError, open_session, parse_target
+from vsockfwd.plugin import Address, Engine, Invocation, UsageError, open_session
 
 
 def ping(
@@ -29,7 +29,7 @@ def ping(
     """
     if count < 1 or interval < 0:
         raise UsageError("ping asks at least once, at an interval of 0 seconds or more")
-    return invocation.run(_ping, parse_target(target, port), count, interval, invocation.json)
+    return invocation.run(_ping, invocation.target(target, port), count, interval, invocation.json)
 
 
 async def _ping(engine: Engine, target: Address, count: int, interval: float, as_json: bool) -> None:

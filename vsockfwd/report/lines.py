@@ -8,7 +8,7 @@ from typing import TextIO
 import msgspec
 
 from vsockfwd.errors import printable
-from vsockfwd.events import Closed, Event, FileDone, Moved, Opened, Planned, Problem, SessionUp
+from vsockfwd.events import Closed, Event, FileDone, Moved, Opened, Planned, Problem, RuleChanged, SessionUp
 
 LINE_LIMIT = 2000
 
@@ -31,6 +31,8 @@ def level(event: Event) -> int:
             return QUIET
         case SessionUp():
             return 1
+        case RuleChanged(state=state, why=why):
+            return 0 if why and state != "failed" else 1  # a failure at the start is the command's own error
         case _:
             return 0
 

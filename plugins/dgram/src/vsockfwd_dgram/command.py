@@ -19,7 +19,6 @@ from vsockfwd.plugin import (
     UsageError,
     VsockfwdError,
     open_session,
-    parse_target,
 )
 from vsockfwd_dgram.frames import FLOWS_LIMIT
 from vsockfwd_dgram.near import FLOWS, IDLE, Near
@@ -62,7 +61,7 @@ def dgram(
         raise UsageError(f"--idle {idle:g}: a flow lives for some seconds above 0")
     if flows is not None and not 1 <= flows <= FLOWS_LIMIT:
         raise UsageError(f"--flows {flows}: from 1 to {FLOWS_LIMIT}")
-    target = parse_target(addresses[0], port)
+    target = invocation.target(addresses[0], port)
     return invocation.run(_through_agent, target, [parse_local(spec) for spec in local], idle, flows)
 
 

@@ -1,0 +1,142 @@
+"""The config file: TOML in, targets and typed rules out. Pure: no file is opened here, nothing is listened on.
+
+    [targets]
+    web = "vsock:3"
+
+    [[forward]]
+    kind = "local"              # which keys there are depends on the kind; without a target it is "raw"
+    listen = "tcp:8080"
+    connect = "tcp:localhost:80"
+    target = "web"
+
+What does not fit is an error with the key's path: an unknown key, an address that the grammar does not know, two rules
+of one name or on one port.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from vsockfwd.address import Address, parse_target
+from vsockfwd.errors import ConfigError, VsockfwdError, printable
+from vsockfwd.rule import AgentRule, ForwardRule, RuleKind, clash, read_field
+
+TOP = ("targets", "forward")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedRule:
+    """A rule with the kind that runs it, under the name that it goes by."""
+
+    name: str
+    kind: RuleKind
+    rule: ForwardRule
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What a file says."""
+
+    targets: Mapping[str, Address] = field(default_factory=dict)
+    rules: tuple[NamedRule, ...] = ()
+
+
+def parse_config(text: str, source: str, kinds: Mapping[str, RuleKind]) -> Config:
+    """Read a file's text; `source` is its name. Raises ConfigError: file, key path, what is wrong."""
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    for key in tables:
+        if key not in TOP:
+            raise ConfigError(f"{source}: {printable(key)}: no such table", hint=f"there are {', '.join(TOP)}")
+    targets = _targets(tables, source)
+    found = tables.get("forward", [])
+    if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
+        raise ConfigError(f"{source}: forward: a rule is a table of its own, [[forward]]")
+    rules = tuple(
+        read_rule(table, f"{source}: forward[{number}]", kinds, targets) for number, table in enumerate(found, 1)
+    )
+    check_together(rules, source)
+    return Config(targets, rules)
+
+
+def parse_targets(text: str, source: str) -> dict[str, Address]:
+    """The targets of a file's text alone; what else stands there is not looked at. Raises ConfigError."""
+    try:
+        return _targets(tomllib.loads(text), source)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _targets(tables: Mapping[str, Any], source: str) -> dict[str, Address]:
+    table = tables.get("targets", {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{source}: targets: not a table")
+    targets = {}
+    for name, text in table.items():
+        where = f"{source}: targets.{printable(name)}"
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", name):
+            raise ConfigError(f"{where}: a target's name is a letter, then letters, digits, '.', '_' and '-'")
+        if not isinstance(text, str):
+            raise ConfigError(f"{where}: expected text, got {type(text).__name__}")
+        try:
+            targets[name] = parse_target(text)
+        except VsockfwdError as error:
+            raise ConfigError(f"{where}: {error.message}", hint=error.hint) from None
+    return targets
+
+
+def read_rule(
+    table: Mapping[str, Any], where: str, kinds: Mapping[str, RuleKind], targets: Mapping[str, Address]
+) -> NamedRule:
+    """Read one rule's table; `where` stands in front of its errors. Raises ConfigError."""
+    fields = dict(table)
+    name = fields.pop("kind", "local" if "target" in fields else "raw")
+    kind = kinds.get(name) if isinstance(name, str) else None
+    if kind is None:
+        known = ", ".join(sorted(kinds))
+        raise ConfigError(f"{where}.kind: no kind is called {printable(str(name))!r}", hint=f"there are {known}")
+    try:
+        rule = msgspec.convert(fields, kind.schema, dec_hook=read_field)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_told(str(error), where)) from None
+    if isinstance(rule, AgentRule):
+        try:
+            find_target(rule.target, targets)
+        except VsockfwdError as error:
+            raise ConfigError(f"{where}.target: {error.message}", hint=error.hint) from None
+    return NamedRule(rule.name or f"{kind.name} {rule.title()}", kind, rule)
+
+
+def _told(complaint: str, where: str) -> str:
+    """msgspec says `Object contains unknown field `x``, or `Expected … - at `$.listen``: the path goes in front."""
+    message, _, path = complaint.partition(" - at `$")
+    path = path.rstrip("`")
+    message = message[:1].lower() + message[1:].replace("`", "'")
+    return f"{where}{path}: {message.replace('object', 'the table')}"
+
+
+def find_target(text: str, targets: Mapping[str, Address], port: int | None = None) -> Address:
+    """The address of a target: a name that the file gives one, or what `parse_target` reads. Raises AddressError."""
+    if text in targets and port is None:
+        return targets[text]
+    return parse_target(text, port)
+
+
+def check_together(rules: Sequence[NamedRule], source: str) -> None:
+    """Refuse two rules of one name, or that listen on one port. Raises ConfigError."""
+    for (i, a), (j, b) in itertools.combinations(enumerate(rules, 1), 2):
+        if a.name == b.name:
+            raise ConfigError(f"{source}: forward[{i}] and forward[{j}] are both called {printable(a.name)!r}")
+        if clash(a.rule.listens(), b.rule.listens()):
+            place = b.rule.listens()
+            assert place is not None
+            raise ConfigError(f"{source}: forward[{i}] and forward[{j}] both listen on {place[1].bare()}")
