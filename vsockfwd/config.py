@@ -64,7 +64,7 @@ def parse_config(text: str, source: str, kinds: Mapping[str, RuleKind]) -> Confi
     rules = tuple(
         read_rule(table, f"{source}: forward[{number}]", kinds, targets) for number, table in enumerate(found, 1)
     )
-    check_together(rules, source)
+    _check_together(rules, source)
     return Config(targets, rules)
 
 
@@ -119,7 +119,9 @@ def read_rule(
 def _told(complaint: str, where: str) -> str:
     """msgspec says `Object contains unknown field `x``, or `Expected … - at `$.listen``: the path goes in front."""
     message, _, path = complaint.partition(" - at `$")
-    path = path.rstrip("`")
+    path = re.sub(
+        r"\[(\d+)\]", lambda match: f"[{int(match[1]) + 1}]", path.rstrip("`")
+    )  # counted from 1, as rules are
     message = message[:1].lower() + message[1:].replace("`", "'")
     return f"{where}{path}: {message.replace('object', 'the table')}"
 
@@ -131,12 +133,17 @@ def find_target(text: str, targets: Mapping[str, Address], port: int | None = No
     return parse_target(text, port)
 
 
-def check_together(rules: Sequence[NamedRule], source: str) -> None:
-    """Refuse two rules of one name, or that listen on one port. Raises ConfigError."""
+def _check_together(rules: Sequence[NamedRule], source: str) -> None:
     for (i, a), (j, b) in itertools.combinations(enumerate(rules, 1), 2):
-        if a.name == b.name:
-            raise ConfigError(f"{source}: forward[{i}] and forward[{j}] are both called {printable(a.name)!r}")
-        if clash(a.rule.listens(), b.rule.listens()):
-            place = b.rule.listens()
-            assert place is not None
-            raise ConfigError(f"{source}: forward[{i}] and forward[{j}] both listen on {place[1].bare()}")
+        if complaint := quarrel(a, b):
+            raise ConfigError(f"{source}: forward[{i}] and forward[{j}] {complaint}")
+
+
+def quarrel(one: NamedRule, other: NamedRule) -> str:
+    """Why two rules cannot be at work together, or nothing."""
+    if one.name == other.name:
+        return f"are both called {printable(one.name)!r}"
+    place = other.rule.listens()
+    if place is not None and clash(one.rule.listens(), place):
+        return f"both listen on {place[1].bare()}"
+    return ""

@@ -127,6 +127,10 @@ class _InTasks:
                 await speak_out(self.last_words, relay.back if sink is relay.far else relay.forth)
             self.scope.cancel()
             return
+        except trio.ClosedResourceError:  # whose stream it is has closed it: told to stop
+            relay.failure = relay.failure or (Ending.STOPPED, "", "")
+            self.scope.cancel()
+            return
         relay.finished.append(pump.source)
         if self.last_words is not None:
             self.last_words.set()
@@ -232,6 +236,10 @@ class Relays:
         outcome = Outcome(Ending.STOPPED)
         try:
             outcome = await _InTasks(relay, self._idle, self._half_open).run()
+        except Exception as bug:  # noqa: BLE001 - it must not end the others
+            why = f"{type(bug).__name__}: {bug}"
+            self._report(Problem(relay.near.name, why, traceback.format_exc()))
+            outcome = Outcome(Ending.FAILED, "", why)
         finally:
             self.live.discard(relay)
             ended(outcome)

@@ -18,11 +18,11 @@ import msgspec
 import trio
 
 from vsockfwd.address import Address
-from vsockfwd.config import NamedRule, check_together, find_target
+from vsockfwd.config import NamedRule, find_target, quarrel
 from vsockfwd.engine import Engine
 from vsockfwd.engine.server import AtOnce, Gate, Handler, serve_listeners
 from vsockfwd.engine.session import Session
-from vsockfwd.errors import NotFound, VsockfwdError
+from vsockfwd.errors import ConfigError, NotFound, VsockfwdError
 from vsockfwd.events import Closed, Denied, Event, Listening, Opened, RuleChanged
 from vsockfwd.transport.base import Listener, Stream
 
@@ -371,7 +371,9 @@ class Rules:
 
     def add(self, named: NamedRule) -> Work:
         """Start a rule. Raises ConfigError where it clashes with one that is there."""
-        check_together([*(work.named for work in self.works.values()), named], "rules")
+        for work in self.works.values():
+            if complaint := quarrel(work.named, named):
+                raise ConfigError(f"{work.name!r} and the new rule {complaint}", hint="vsockfwd remove takes one away")
         work = self.works[named.name] = Work(self, named)
         self.nursery.start_soon(self._supervise, work)
         return work

@@ -1,0 +1,257 @@
+"""Rules at work: they come back by themselves, count what they do, keep to their limits, and are changed one by one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import trio
+
+from tests.engine.world import World, settled
+from vsockfwd.address import parse
+from vsockfwd.config import NamedRule
+from vsockfwd.engine import Engine
+from vsockfwd.engine.rules import Backoff, Rules, State, Work
+from vsockfwd.errors import ConfigError, NotFound
+from vsockfwd.events import Closed, Denied, Ending, RuleChanged
+from vsockfwd.modes.forward import LOCAL, RAW, LocalRule, RawRule
+from vsockfwd.rule import Admitted, StreamEnd
+from vsockfwd.transport.base import Stream
+
+
+def raw(listen: str = "memory:client", connect: str = "memory:server", name: str = "raw", **more: Any) -> NamedRule:
+    rule = RawRule(listen=StreamEnd(parse(listen)), connect=StreamEnd(parse(connect)), **more)
+    return NamedRule(name, RAW, rule)
+
+
+def local(name: str = "local", **more: Any) -> NamedRule:
+    rule = LocalRule(
+        listen=StreamEnd(parse("memory:client")),
+        connect=StreamEnd(parse("memory:server")),
+        target="memory:agent",
+        **more,
+    )
+    return NamedRule(name, LOCAL, rule)
+
+
+@contextlib.asynccontextmanager
+async def at_work(world: World, *named: NamedRule, patient: bool = True) -> AsyncIterator[Rules]:
+    with trio.fail_after(20):
+        async with Rules(world.engine, {}, patient=patient) as rules:
+            for each in named:
+                rules.add(each)
+            await rules.settled()
+            yield rules
+
+
+async def dial(world: World, where: str = "memory:client") -> Stream:
+    return await world.engine.network.connect(parse(where))
+
+
+async def serving(world: World):
+    return (await world.engine.network.listen(parse("memory:server")))[0]
+
+
+async def is_reset(stream: Stream) -> bool:
+    try:
+        await stream.receive_some()
+    except trio.BrokenResourceError:
+        stream.close()
+        return True
+    return False
+
+
+async def test_a_rule_counts_its_connections_and_bytes_while_they_run_and_after(world: World):
+    server = await serving(world)
+    async with at_work(world, raw()) as rules:
+        client = await dial(world)
+        neighbour = await server.accept()
+        await client.send_all(b"question")
+        assert await neighbour.receive_some() == b"question"
+        await neighbour.send_all(b"a longer answer")
+        assert await client.receive_some() == b"a longer answer"
+        (status,) = rules.status()
+        assert (status.connections, status.connections_total, status.sent, status.received) == (1, 1, 8, 15)
+        client.close()
+        neighbour.close()
+        await settled(lambda: rules.status()[0].connections == 0)
+        (status,) = rules.status()
+        assert (status.state, status.connections_total, status.sent, status.received) == (State.UP, 1, 8, 15)
+        assert status.listening == ("memory:client",)
+
+
+async def test_a_listener_that_cannot_be_had_is_tried_until_it_can(world: World, autojump_clock):
+    taken = (await world.engine.network.listen(parse("memory:client")))[0]
+    async with at_work(world, raw()) as rules:
+        (status,) = rules.status()
+        assert status.state is State.DOWN
+        assert "memory:client" in status.why
+        taken.close()
+        await up(rules.works["raw"])
+        assert [event.state for event in world.reported(RuleChanged)] == ["down", "up"]
+
+
+async def test_without_patience_a_rule_that_cannot_begin_has_failed_and_the_others_go_on(world: World):
+    taken = (await world.engine.network.listen(parse("memory:client")))[0]
+    async with at_work(world, raw(), raw("memory:other", name="other"), patient=False) as rules:
+        assert [status.state for status in rules.status()] == [State.FAILED, State.UP]
+    taken.close()
+
+
+async def test_an_agent_that_comes_late_and_goes_is_waited_for_and_said(world: World, autojump_clock):
+    server = await serving(world)
+    async with at_work(world, local()) as rules:
+        work = rules.works["local"]
+        assert await is_reset(await dial(world))
+        async with world.agent():
+            await up(work)
+            client = await dial(world)
+            neighbour = await server.accept()
+            await neighbour.send_all(b"served")
+            assert await client.receive_some() == b"served"
+        assert await is_reset(client)
+        await settled(lambda: work.state is State.DOWN)
+        async with world.agent():
+            await up(work)
+            client = await dial(world)
+            (await server.accept()).close()
+            client.close()
+
+
+async def test_when_down_refuse_closes_the_listener_while_the_agent_is_away(world: World, autojump_clock):
+    async with at_work(world, raw("memory:another")) as rules:
+        work = rules.add(local(when_down="refuse"))
+        await settled(lambda: work.state is State.DOWN)
+        assert work.status().listening == ()
+        with pytest.raises(Exception, match="memory:client"):
+            await dial(world)
+        async with world.agent():
+            await up(work)
+            (await dial(world)).close()
+        await settled(lambda: work.state is State.DOWN)
+        with pytest.raises(Exception, match="memory:client"):
+            await dial(world)
+
+
+async def test_the_pauses_grow_have_jitter_and_begin_anew_after_useful_traffic():
+    backoff = Backoff()
+    pauses = [backoff.next() for _ in range(20)]
+    assert all(0.1 <= pause <= 30 for pause in pauses)
+    assert pauses[-1] >= 15
+    assert len(set(pauses[-5:])) > 1
+    backoff.reset()
+    assert backoff.next() <= 0.2
+
+
+async def test_a_cap_for_each_peer_resets_who_comes_over_it_and_no_other(world: World):
+    server = await serving(world)
+    async with at_work(world, raw(max_connections_per_peer=1)) as rules:
+        first = await dial(world)
+        neighbour = await server.accept()
+        assert await is_reset(await dial(world))
+        assert len(world.reported(Denied)) == 1
+        first.close()
+        neighbour.close()
+        await settled(lambda: rules.status()[0].connections == 0)
+        again = await dial(world)
+        (await server.accept()).close()
+        again.close()
+
+
+async def test_a_cap_in_all_makes_the_next_wait_its_turn(world: World):
+    server = await serving(world)
+    async with at_work(world, raw(max_connections=1)):
+        first, second = [await dial(world) for _ in range(2)]
+        neighbour = await server.accept()
+        await second.send_all(b"second")
+        await trio.testing.wait_all_tasks_blocked()
+        first.close()
+        neighbour.close()
+        neighbour = await server.accept()
+        assert await neighbour.receive_some() == b"second"
+        second.close()
+        neighbour.close()
+
+
+async def test_who_is_not_allowed_is_reset_and_reported(world: World):
+    async with at_work(world, raw(allow=(Admitted("cid:3"),))):
+        assert await is_reset(await dial(world))
+        assert "does not allow" in world.reported(Denied)[0].why
+
+
+@pytest.mark.parametrize("kind", [raw, local])
+async def test_a_silent_connection_ends_after_the_rules_idle_timeout(world: World, autojump_clock, kind):
+    server = await serving(world)
+    async with world.agent(), at_work(world, kind(idle_timeout=6)):
+        client = await dial(world)
+        neighbour = await server.accept()
+        began = trio.current_time()
+        assert await is_reset(client)
+        assert 5.9 < trio.current_time() - began < 10
+        neighbour.close()
+    assert Ending.TIMED_OUT in [event.outcome.ending for event in world.reported(Closed)]
+
+
+async def test_a_reload_applies_the_difference_and_the_rest_lives_on(world: World):
+    server = await serving(world)
+    stays, goes, changes = raw(name="stays"), raw("memory:b", name="goes"), raw("memory:c", name="changes")
+    async with at_work(world, stays, goes, changes) as rules:
+        client = await dial(world)
+        neighbour = await server.accept()
+        gone = await dial(world, "memory:b")
+        await server.accept()
+        after = [stays, raw("memory:c", "memory:elsewhere", name="changes"), raw("memory:d", name="comes")]
+        assert rules.apply(after, {}) == (["goes", "changes"], ["changes", "comes"])
+        assert await is_reset(gone)
+        await rules.settled()
+        await client.send_all(b"still here")
+        assert await neighbour.receive_some() == b"still here"
+        (await dial(world, "memory:d")).close()
+        assert {status.name for status in rules.status()} == {"stays", "changes", "comes"}
+        client.close()
+
+
+async def test_a_target_whose_address_changed_is_another_rule(world: World):
+    named = local()
+    async with world.agent(), at_work(world, named) as rules:
+        rules.targets = {"memory:agent": parse("memory:agent")}
+        assert rules.apply([named], {"memory:agent": parse("memory:moved")}) == (["local"], ["local"])
+
+
+async def test_rules_that_quarrel_are_refused_and_what_is_not_there_cannot_be_removed(world: World):
+    async with at_work(world, raw()) as rules:
+        with pytest.raises(ConfigError, match="both called 'raw'"):
+            rules.add(raw("memory:x"))
+        with pytest.raises(ConfigError, match="both listen on memory:client"):
+            rules.add(raw(name="another"))
+        with pytest.raises(NotFound, match="'nobody'"):
+            rules.remove("nobody")
+
+
+@pytest.mark.parametrize("kind", [raw, local])
+async def test_told_to_stop_it_takes_no_more_and_ends_when_the_last_connection_does(world: World, kind):
+    server = await serving(world)
+    async with world.agent(), at_work(world, kind()) as rules:
+        client = await dial(world)
+        neighbour = await server.accept()
+        engine: Engine = world.engine
+        engine.stopping.set()
+        await settled(lambda: not _listens(world))
+        await client.send_all(b"last")
+        assert await neighbour.receive_some() == b"last"
+        assert rules.status()[0].state is State.UP
+        client.close()
+        neighbour.close()
+        await rules.ended()
+        assert rules.status()[0].state is State.STOPPED
+
+
+def _listens(world: World) -> bool:
+    memory: Any = world.engine.network.transports["memory"]
+    return "client" in memory.listeners
+
+
+async def up(work: Work) -> None:
+    await settled(lambda: work.state is State.UP, 60)
