@@ -57,6 +57,12 @@ def _bytes(text: str) -> int:
     return size
 
 
+def _count_or_none(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,4}", text):
+        raise ValueError("is a whole number of seconds from 0 to 9999")
+    return int(text)
+
+
 def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text) or not int(text):
         raise ValueError("is a whole number above 0")
@@ -86,6 +92,8 @@ OPTIONS: Mapping[str, Option] = {
     "connect-timeout": Option(_seconds, _format_seconds, "seconds a connect may take"),
     "backlog": Option(_count, str, "connections that may wait to be accepted"),
     "buffer": Option(_bytes, str, "bytes of the vsock buffer"),
+    "keepalive": Option(_count_or_none, str, "seconds of silence after which a TCP peer is asked for a sign of life"),
+    "linger": Option(_count_or_none, str, "seconds that unsent bytes of a closed TCP connection are still sent"),
     "mode": Option(_file_mode, lambda value: f"{value:04o}", "permissions of the socket's file when listening"),
 }
 
@@ -140,7 +148,7 @@ class TcpAddress(Address):
     """`tcp:HOST:PORT` or `tcp:PORT`. No host (''): loopback; `*`: every address, for listening."""
 
     scheme = "tcp"
-    known_options = _STREAM_OPTIONS
+    known_options = (*_STREAM_OPTIONS, "keepalive", "linger")
 
     host: str
     port: int

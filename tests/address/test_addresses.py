@@ -223,6 +223,8 @@ def test_an_option_that_is_not_given_has_the_callers_default() -> None:
 
 OPTION_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "connect-timeout": st.integers(1, 10**12).map(lambda micros: micros / 1e6),
+    "keepalive": st.integers(0, 9999),
+    "linger": st.integers(0, 9999),
     "backlog": st.integers(1, 10**9 - 1),
     "buffer": st.integers(1, 1 << 30),
     "mode": st.integers(0, 0o777),

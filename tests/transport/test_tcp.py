@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -299,3 +300,22 @@ async def test_a_scope_that_is_no_interface_here_is_named() -> None:
     for attempt in (NET.connect, NET.listen):
         with pytest.raises(NameNotResolved, match="fe80::1%nosuch"):
             await attempt(TcpAddress("fe80::1%nosuch", 80))
+
+
+@pytest.mark.parametrize("side", ["dialled", "accepted"])
+async def test_connections_have_no_delay_and_are_asked_for_a_sign_of_life(side: str) -> None:
+    """On Linux an accepted socket has what its listener has: nothing is set on it again."""
+    (listener,) = await NET.listen(TcpAddress("127.0.0.1", 0, options=(("keepalive", 77), ("linger", 3))))
+    assert isinstance(listener.address, TcpAddress)
+    address = TcpAddress("127.0.0.1", listener.address.port, options=(("keepalive", 77), ("linger", 3)))
+    dialled = await NET.connect(address)
+    accepted = await listener.accept()
+    sock = (dialled if side == "dialled" else accepted).sock
+    assert sock is not None
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 77
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == struct.pack("ii", 1, 3)
+    for stream in (dialled, accepted):
+        stream.close()
+    listener.close()

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+import trio
 
 from tests import guard
 from vsockfwd.address import VsockAddress, parse_stream
@@ -301,6 +302,22 @@ async def test_a_connect_that_failed_says_what_it_means_on_vsock(
     assert said in caught.value.message
     assert caught.value.exit_code == exit_code
     assert kernel.open_now == 0
+
+
+async def test_a_full_backlog_which_vsock_refuses_at_once_is_tried_again_for_a_moment(
+    kernel: type[Kernel], monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    answers = [ConnectionResetError(errno.ECONNRESET, "full")] * 3
+
+    async def dial(sock: Any, sockaddr: Any, address: Any) -> None:
+        if answers:
+            raise answers.pop()
+
+    monkeypatch.setattr(vsock, "connect_socket", dial)
+    began = trio.current_time()
+    assert (await NET.connect(VsockAddress(3, 80))).peer == VsockPeer(3, 80)
+    assert 0.05 < trio.current_time() - began < 0.2
+    assert kernel.open_now == 1
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import ipaddress
 import socket
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,10 @@ from vsockfwd.transport.base import (
 )
 
 FEATURES = Features(half_close=True, reset=True)
+KEEPALIVE = 300
+"""Seconds of silence after which a peer is asked for a sign of life; after six more questions, a minute apart, it is dead.
+A forward that runs for a year would else collect those who left without a word. 0 means never."""
+
 LOOPBACK = ("127.0.0.1", "::1")
 
 
@@ -48,11 +53,25 @@ def numeric(host: str) -> tuple[socket.AddressFamily, str] | None:
     return (socket.AF_INET6 if literal.version == 6 else socket.AF_INET), host
 
 
+def _prepare(sock: socket.socket, address: TcpAddress) -> None:
+    """Set what connections are to have; on a listener they inherit it (tcp(7)), which saves system calls for each.
+
+    TCP_NODELAY, since a relay must not add delays of its own.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if keepalive := address.option("keepalive", KEEPALIVE):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, keepalive)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 60)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6)
+    if (linger := address.option("linger", None)) is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, linger))
+
+
 class TcpListener(SocketListener):
-    """A TCP listener; accepted streams have TCP_NODELAY, since a relay must not add delays of its own."""
+    """A TCP listener."""
 
     def stream_of(self, sock: socket.socket, peer: Any) -> Stream:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         who = network_peer(peer)
         return SocketStream(sock, FEATURES, who, f"tcp:{who}")
 
@@ -86,7 +105,7 @@ class TcpTransport(Transport[TcpAddress]):
     async def _connect_literal(self, family: socket.AddressFamily, host: str, address: TcpAddress) -> Stream:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _prepare(sock, address)
             await connect_socket(sock, (host, address.port), address)
         except BaseException:
             sock.close()
@@ -108,6 +127,7 @@ class TcpTransport(Transport[TcpAddress]):
         sock = socket.socket(family, socket.SOCK_STREAM, 0, fileno=stream.socket.detach())
         sock.setblocking(False)
         try:
+            _prepare(sock, address)
             peer = network_peer(sock.getpeername())
         except OSError:
             sock.close()
@@ -160,6 +180,7 @@ def _bind(
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both_families)
+        _prepare(sock, address)
         sock.bind((host, port))
         sock.listen(address.option("backlog", BACKLOG))
     except BaseException:

@@ -17,6 +17,8 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
+import trio
+
 from vsockfwd.address import VsockAddress
 from vsockfwd.errors import Refused, TimedOut, TransportMissing, Unreachable, VsockfwdError, from_oserror
 from vsockfwd.identity import CID_ANY, CID_HOST, CID_LOCAL, VsockPeer, cid_text
@@ -45,6 +47,10 @@ a packet of more than 32 KiB less its bookkeeping to the device in several piece
 or garble the stream, without an error: vhost-device-vsock 0.3.0, and Firecracker (issue 5475), Cloud Hypervisor (issue
 7672) and libkrun (issue 535) before their fixes.
 """
+
+RETRIES = (0.02, 0.05, 0.1)
+"""Seconds at most before each further attempt at a connect that met a reset: vsock refuses at once when a backlog is
+full, where TCP would wait, so that a browser's burst would fail at random."""
 
 FAMILY: int | None = getattr(socket, "AF_VSOCK", None)
 """The address family, in a Python that knows it."""
@@ -169,14 +175,25 @@ class VsockTransport(Transport[VsockAddress]):
             raise self.cannot("dialled with the CID any", address)
         if address.cid == CID_LOCAL and (reason := why_no_loopback()) is not None:
             raise TransportMissing(f"connect to {address.bare()}: no loopback", hint=reason)
+        for pause in RETRIES:
+            try:
+                return await self._connect_once(address, privileged)
+            except ConnectionResetError:
+                await trio.sleep(pause * random.uniform(0.5, 1.0))
+            except OSError as error:
+                raise _connect_error(error, address) from None
+        try:
+            return await self._connect_once(address, privileged)
+        except OSError as error:
+            raise _connect_error(error, address) from None
+
+    async def _connect_once(self, address: VsockAddress, privileged: bool) -> Stream:
+        """Raises OSError."""
         sock = _vsock(address)
         try:
             if privileged:
                 _bind_privileged(sock)
             await connect_socket(sock, (address.cid, address.port), address)
-        except OSError as error:
-            sock.close()
-            raise _connect_error(error, address) from None
         except BaseException:
             sock.close()
             raise
