@@ -33,8 +33,8 @@ from vsockfwd.transport.base import (
 
 FEATURES = Features(half_close=True, reset=True)
 KEEPALIVE = 300
-"""Seconds of silence after which a peer is asked for a sign of life; after six more questions, a minute apart, it is dead.
-A forward that runs for a year would else collect those who left without a word. 0 means never."""
+"""Seconds of silence after which a peer is asked for a sign of life; after six more questions, a minute apart, it is
+dead. A forward that runs for a year would else collect those who left without a word. 0 means never."""
 
 LOOPBACK = ("127.0.0.1", "::1")
 
