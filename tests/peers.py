@@ -14,6 +14,7 @@ PACKAGES = {
     "socat": "socat",
     "nginx": "nginx-light",
     "curl": "curl",
+    "haproxy": "haproxy",
     "ssh": "openssh-client",
     "sshd": "openssh-server",
     "rsync": "rsync",

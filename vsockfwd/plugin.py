@@ -44,6 +44,7 @@ from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent, decode_arguments
 from vsockfwd.engine.invocation import Invocation
 from vsockfwd.engine.poll import Poll
+from vsockfwd.engine.proxied import header_for, read_header, send_header
 from vsockfwd.engine.pump import BufferPool
 from vsockfwd.engine.relay import Relays, relay
 from vsockfwd.engine.rules import Keeper, Rules, State, Status, Work
@@ -214,6 +215,7 @@ __all__ = [
     "find_target",
     "from_code",
     "from_oserror",
+    "header_for",
     "ignore",
     "open_session",
     "own_cid",
@@ -222,7 +224,9 @@ __all__ = [
     "parse_stream",
     "parse_target",
     "printable",
+    "read_header",
     "relay",
+    "send_header",
     "serve_listeners",
     "takes_argv",
     "the_one",
