@@ -16,7 +16,7 @@ from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent
 from vsockfwd.engine.server import serve_listeners
 from vsockfwd.events import Event
-from vsockfwd.modes.forward import MODE as FORWARD
+from vsockfwd.modes.mode import MODE as FORWARD
 from vsockfwd.policy import Policy
 
 

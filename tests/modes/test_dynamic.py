@@ -20,11 +20,12 @@ from tests.peers import need
 from vsockfwd.address import Address, TcpAddress, parse
 from vsockfwd.contract import Resource
 from vsockfwd.engine import Engine
+from vsockfwd.engine.server import serve_listeners
 from vsockfwd.engine.session import Session, open_session
 from vsockfwd.errors import NameNotResolved, Refused, TimedOut, Unreachable, VsockfwdError
 from vsockfwd.events import Closed, Ending, Event, Opened, Problem
 from vsockfwd.identity import Identity
-from vsockfwd.modes.dynamic import GREETING_DEADLINE, dynamic_forward
+from vsockfwd.modes.dynamic import GREETING_DEADLINE, serve_client
 from vsockfwd.policy import Decision, Policy
 from vsockfwd.transport.base import Stream
 from vsockfwd.transport.memory import MemoryTransport
@@ -110,7 +111,11 @@ async def dynamic(listen: str = "tcp:127.0.0.1:0") -> AsyncIterator[Proxy]:
         nursery.start_soon(run_agent)
         await started.wait()
         async with open_session(engine, world.target) as session:
-            nursery.start_soon(dynamic_forward, engine, session, listeners)
+
+            async def handle(near: Stream) -> None:
+                await serve_client(engine, session, near, f"SOCKS at {listeners[0].address} through {session.name}")
+
+            nursery.start_soon(serve_listeners, listeners, handle, engine.report)
             yield Proxy(listeners[0].address, far, held["agent"], held["scope"], session, engine, events, agents)
             nursery.cancel_scope.cancel()
 

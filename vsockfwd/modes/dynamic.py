@@ -18,20 +18,24 @@ from vsockfwd.modes.greeting import Declined, Greeting
 from vsockfwd.modes.http_connect import HEAD_LIMIT, HttpConnect
 from vsockfwd.modes.socks import VERSION_4, VERSION_5, Socks4, Socks5
 from vsockfwd.plugin import (
+    HERE,
+    Address,
+    AgentRule,
     Channel,
     Code,
     Ending,
     Engine,
-    Listener,
     Outcome,
     PeerBrokeProtocol,
     Problem,
+    RuleKind,
     Session,
     Stream,
+    StreamEnd,
     TcpAddress,
     TimedOut,
     VsockfwdError,
-    serve_listeners,
+    Work,
 )
 
 GREETING_DEADLINE = 10.0
@@ -41,14 +45,31 @@ LAST_WORDS = 2.0
 """Seconds that a refusal may take to be sent and read."""
 
 
-async def dynamic_forward(engine: Engine, session: Session, listeners: list[Listener]) -> None:
-    """Carry every connection taken to the agent, which dials where its client asks to go, until cancelled."""
-    rule = f"SOCKS at {listeners[0].address.bare()} through {session.name}"
+class DynamicRule(AgentRule, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """`kind = "dynamic"`: listen on this side; clients say where the agent is to connect."""
 
-    async def handle(near: Stream) -> None:
-        await serve_client(engine, session, near, rule)
+    listen: StreamEnd
 
-    await serve_listeners(listeners, handle, engine.report)
+    def title(self) -> str:
+        return f"SOCKS at {self.listen.value.bare()} through {self.target}"
+
+    def listens(self) -> tuple[str, Address]:
+        return HERE, self.listen.value
+
+
+async def run_dynamic(work: Work, rule: DynamicRule) -> None:
+    """Carry every connection taken to the agent, which dials where its client asks to go."""
+    carrying = {"idle": rule.idle_timeout, "half_open": rule.half_open_timeout, "live": work.live}
+    async with work.keeper(rule.target) as keeper:
+
+        async def handle(near: Stream) -> None:
+            await serve_client(work.engine, keeper.session, near, work.name, **carrying)
+
+        purpose = f"for SOCKS and HTTP CONNECT through {rule.target}"
+        await work.listen_and_serve(keeper, rule.when_down, rule.listen.value, purpose, handle)
+
+
+DYNAMIC = RuleKind("dynamic", DynamicRule, run_dynamic)
 
 
 async def serve_client(engine: Engine, session: Session, near: Stream, rule: str, **carrying: Any) -> None:

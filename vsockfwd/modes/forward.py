@@ -10,7 +10,7 @@ import contextlib
 import ipaddress
 import re
 from collections.abc import Callable, Iterator
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import trio
@@ -28,10 +28,11 @@ from vsockfwd.plugin import (
     Ending,
     Engine,
     ForwardRule,
-    Mode,
+    Identity,
     Opened,
     Outcome,
     Relays,
+    Reset,
     Resource,
     RuleKind,
     Stream,
@@ -39,7 +40,9 @@ from vsockfwd.plugin import (
     VsockfwdError,
     Work,
     decode_arguments,
+    header_for,
     parse_stream,
+    read_header,
 )
 
 NAME = "forward"
@@ -88,11 +91,17 @@ def _outcome_of(error: VsockfwdError) -> Outcome:
     return Outcome(ending, "", error.line())
 
 
+Proxying = Literal["", "v2"]
+"""Whether the far end is told who connected, and how: docs/proxy-protocol.md."""
+
+
 class RawRule(ForwardRule, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
     """`kind = "raw"`: listen on one address, connect each to the other."""
 
     listen: StreamEnd
     connect: StreamEnd
+    proxy_protocol: Proxying = ""
+    accept_proxy: bool = False
 
     def title(self) -> str:
         return f"{self.listen.value.bare()} → {self.connect.value.bare()}"
@@ -106,6 +115,8 @@ class LocalRule(AgentRule, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     listen: StreamEnd
     connect: StreamEnd
+    proxy_protocol: Proxying = ""
+    accept_proxy: bool = False
 
     def title(self) -> str:
         return f"{self.listen.value.bare()} → {self.connect.value.bare()} through {self.target}"
@@ -149,13 +160,26 @@ async def run_raw(work: Work, rule: RawRule) -> None:
 
         async def handle(near: Stream) -> None:
             with connection(engine, name, near) as told:
+                source = await read_header(near) if rule.accept_proxy else near.peer
                 far = await engine.network.connect(connect)
+                if rule.proxy_protocol:
+                    await introduce(near, source, far)
                 over = trio.Event()
                 told.by_another = True
                 begin(near, far, over.set)
                 await over.wait()
 
-        await work.serve(listeners, handle, at_once)
+        headers = rule.accept_proxy or rule.proxy_protocol
+        await work.serve(listeners, handle, None if headers else at_once)
+
+
+async def introduce(near: Stream, source: Identity, far: Stream) -> None:
+    """Tell who connected, on a stream that was just dialled. Raises what ends the connection; then `far` is closed."""
+    try:
+        await far.send_all(header_for(near, source))
+    except trio.BrokenResourceError:
+        far.abort()
+        raise Reset(f"{far.name}: closed before it was told who connects") from None
 
 
 async def run_local(work: Work, rule: LocalRule) -> None:
@@ -166,7 +190,10 @@ async def run_local(work: Work, rule: LocalRule) -> None:
 
         async def handle(near: Stream) -> None:
             with connection(work.engine, work.name, near) as told:
+                source = await read_header(near) if rule.accept_proxy else near.peer
                 opened = await keeper.session.open(NAME, connect)
+                if rule.proxy_protocol:
+                    await opened.channel.send(header_for(near, source))
                 told.outcome = await opened.channel.relay(
                     near, idle=rule.idle_timeout, half_open=rule.half_open_timeout, live=work.live
                 )
@@ -201,8 +228,6 @@ def connection(engine: Engine, rule: str, near: Stream) -> Iterator[_Told]:
 RAW = RuleKind("raw", RawRule, run_raw)
 LOCAL = RuleKind("local", LocalRule, run_local)
 
-MODE = Mode(NAME, "forwards connections, raw or through an agent", serve=serve, resources=resources, rules=(RAW, LOCAL))
-
 
 # --- ssh's spelling
 
@@ -216,6 +241,16 @@ def parse_forward(spec: str) -> tuple[Address, Address]:
     words = _split(spec)
     listen_words, connect_words = _divide(spec, words)
     return _end(spec, listen_words, listening=True), _end(spec, connect_words, listening=False)
+
+
+def parse_bind(spec: str) -> Address:
+    """Read what stands behind `-D`: `[bind:]port`, a UNIX path, or an address in brackets. Raises AddressError."""
+    words = _split(spec)
+    if len(words) > 2:
+        raise AddressError(
+            "[bind:]port is due", text=spec, position=0, hint="or a UNIX path, or an address in brackets"
+        )
+    return _end(spec, words, listening=True)
 
 
 def parse_connect(spec: str) -> Address:

@@ -10,16 +10,14 @@ from typing import Annotated, Any
 import trio
 import typer
 
-from vsockfwd.modes.forward import LOCAL, RAW, LocalRule, RawRule, parse_forward
+from vsockfwd.modes.forward import LOCAL, RAW, LocalRule, RawRule, parse_bind, parse_forward
 from vsockfwd.modes.stdio import join_stdio
 from vsockfwd.plugin import (
     Address,
     Engine,
-    ForwardRule,
     Invocation,
     NamedRule,
     Problem,
-    RuleKind,
     Rules,
     State,
     StreamEnd,
@@ -43,6 +41,10 @@ def forward(
     local: Annotated[
         list[str] | None,
         typer.Option("-L", metavar="[BIND:]PORT:HOST:HOSTPORT", help="listen here, connect from the agent's machine"),
+    ] = None,
+    dynamic: Annotated[
+        list[str] | None,
+        typer.Option("-D", metavar="[BIND:]PORT", help="listen here for SOCKS and HTTP CONNECT, connect from there"),
     ] = None,
     stdio: Annotated[
         str | None, typer.Option("-W", metavar="HOST:PORT", help="join standard input and output to it, by the agent")
@@ -77,10 +79,12 @@ def forward(
         limits["max_connections"] = max_connections
     _check(when_down, idle_timeout, half_open_timeout, max_connections, drain)
     if stdio is not None:
-        return _stdio(invocation, addresses, stdio, port, bool(local or background))
-    if local:
+        return _stdio(invocation, addresses, stdio, port, bool(local or dynamic or background))
+    if local or dynamic:
         target = invocation.target(addresses[0], port)
-        rules = [_local(spec, str(target), when_down, limits) for spec in local]
+        through = {"target": str(target), "when_down": when_down, **limits}
+        rules = [_local(spec, through) for spec in local or ()]
+        rules += [_dynamic(spec, through) for spec in dynamic or ()]
         if background and addresses[1:]:
             raise UsageError("-f and a COMMAND exclude each other", hint="the command's own & puts all in background")
         run = _Run(invocation, rules, target, exit_on_failure, addresses[1:], drain)
@@ -108,10 +112,15 @@ def _check(when_down: str, idle: float, half_open: float, most: int | None, drai
         raise UsageError(f"--max-connections {most}: a whole number above 0")
 
 
-def _local(spec: str, target: str, when_down: Any, limits: dict[str, Any]) -> NamedRule:
+def _local(spec: str, through: dict[str, Any]) -> NamedRule:
     listen, connect = parse_forward(spec)
-    rule = LocalRule(listen=StreamEnd(listen), connect=StreamEnd(connect), target=target, when_down=when_down, **limits)
-    return _named(f"-L {spec}", LOCAL, rule)
+    return NamedRule(f"-L {spec}", LOCAL, LocalRule(listen=StreamEnd(listen), connect=StreamEnd(connect), **through))
+
+
+def _dynamic(spec: str, through: dict[str, Any]) -> NamedRule:
+    from vsockfwd.modes.dynamic import DYNAMIC, DynamicRule
+
+    return NamedRule(f"-D {spec}", DYNAMIC, DynamicRule(listen=StreamEnd(parse_bind(spec)), **through))
 
 
 def _raw(listen: str, connect: str, limits: dict[str, Any]) -> NamedRule:
@@ -119,11 +128,7 @@ def _raw(listen: str, connect: str, limits: dict[str, Any]) -> NamedRule:
     if far.value.scheme == "fd":
         raise UsageError(f"{far}: a descriptor can be connected once, a forward dials for every connection")
     rule = RawRule(listen=near, connect=far, **limits)
-    return _named(f"forward to {far.value.bare()}", RAW, rule)
-
-
-def _named(name: str, kind: RuleKind, rule: ForwardRule) -> NamedRule:
-    return NamedRule(name, kind, rule)
+    return NamedRule(f"forward to {far.value.bare()}", RAW, rule)
 
 
 class _Run:
