@@ -41,6 +41,7 @@ from vsockfwd.contract import (
 )
 from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent, decode_arguments
+from vsockfwd.engine.incoming import Incoming
 from vsockfwd.engine.invocation import Invocation
 from vsockfwd.engine.poll import Poll
 from vsockfwd.engine.pump import BufferPool
@@ -145,6 +146,7 @@ __all__ = [
     "GuestPeer",
     "HybridAddress",
     "Identity",
+    "Incoming",
     "Invocation",
     "Listener",
     "Listening",

@@ -1,7 +1,8 @@
 """Forwarding: connections taken here are served there.
 
 *Raw* joins each connection taken on one address with a new one to another; it passes on what it sees. *Local* (`-L`)
-goes through an agent, which dials; between the two every end is told, so that a cut never looks like an end.
+goes through an agent, which dials; *remote* (`-R`) has the agent listen, and dials here. Between the two every end is
+told, so that a cut never looks like an end.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import msgspec
 import trio
@@ -25,6 +26,7 @@ from vsockfwd.plugin import (
     Code,
     Ending,
     Engine,
+    Incoming,
     Listener,
     Listening,
     Mode,
@@ -161,6 +163,36 @@ async def local_forward(engine: Engine, session: Session, listeners: list[Listen
         engine.report(Closed(rule, str(near.peer), await opened.channel.relay(near)))
 
     await serve_listeners(listeners, handle, engine.report)
+
+
+async def remote_forward(engine: Engine, session: Session, listen: Address, connect: Address, lease: bytes) -> NoReturn:
+    """Have the agent listen, and carry every connection taken there to `connect`, until cancelled.
+
+    Dials before it fetches: who came is reset where nothing answers here, and a server that speaks first is heard.
+    Raises why the agent does not listen (any more); see Session.listen, there about `lease` as well.
+    """
+    rule = f"forward to {connect.bare()} from {session.name}"
+
+    async def handle(incoming: Incoming) -> None:
+        peer = str(incoming.peer)
+        engine.report(Opened(rule, peer))
+        try:
+            near = await engine.network.connect(connect)
+            try:
+                channel = await incoming.fetch()
+            except BaseException:
+                near.abort()
+                raise
+        except VsockfwdError as error:
+            incoming.deny(error)
+            engine.report(Closed(rule, peer, _outcome_of(error)))
+            return
+        engine.report(Closed(rule, peer, await channel.relay(near, dialled=True)))
+
+    def listening(bound: str) -> None:
+        engine.report(Listening(bound, f"of {session.name} → {connect.bare()}"))
+
+    await session.listen(listen, lease, handle, listening)
 
 
 async def listen(engine: Engine, address: Address, purpose: str) -> list[Listener]:
