@@ -16,6 +16,7 @@ To change …                                                     open …
   … and between two vsockfwd peers                                engine/link.py (a wire machine joined to a stream)
   logging in, staying alive, coming back                          engine/session.py (client), engine/agent.py (server)
   accepting: caps, failures, descriptors running out              engine/server.py
+  listening at the agent's for a client, fetching who comes there engine/listening.py (agent), engine/incoming.py
   what a built-in command does                                    modes/: forward, ping
   how plugins and commands are found                              discovery.py
   what is shown while it runs: lines, JSON, bars                  report/

@@ -42,11 +42,12 @@ from vsockfwd.contract import (
 )
 from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent, decode_arguments
+from vsockfwd.engine.incoming import Incoming
 from vsockfwd.engine.invocation import Invocation
 from vsockfwd.engine.poll import Poll
 from vsockfwd.engine.proxied import header_for, read_header, send_header
 from vsockfwd.engine.pump import BufferPool
-from vsockfwd.engine.relay import Relays, relay
+from vsockfwd.engine.relay import Relays, ending_of, relay
 from vsockfwd.engine.rules import Keeper, Rules, State, Status, Work
 from vsockfwd.engine.server import Gate, serve_listeners
 from vsockfwd.engine.session import Opened as OpenedStream
@@ -99,10 +100,11 @@ from vsockfwd.events import (
 )
 from vsockfwd.identity import GuestPeer, Identity, NetworkPeer, OwnPeer, UnixPeer, VsockPeer
 from vsockfwd.policy import Policy
-from vsockfwd.rule import HERE, Admitted, AgentRule, AnyEnd, ForwardRule, RuleKind, StreamEnd
+from vsockfwd.rule import HERE, Admitted, AgentRule, AnyEnd, ForwardRule, RuleKind, StreamEnd, WhenDown
 from vsockfwd.transport.base import Features, Listener, SocketStream, Stream
 from vsockfwd.transport.descriptor import DescriptorStream
 from vsockfwd.transport.vsock import own_cid, why_no_loopback, why_unsupported
+from vsockfwd.wire.proxy_protocol import header
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -154,6 +156,7 @@ __all__ = [
     "GuestPeer",
     "HybridAddress",
     "Identity",
+    "Incoming",
     "Invocation",
     "Keeper",
     "Listener",
@@ -209,12 +212,15 @@ __all__ = [
     "VsockAddress",
     "VsockPeer",
     "VsockfwdError",
+    "WhenDown",
     "Work",
     "__version__",
     "decode_arguments",
+    "ending_of",
     "find_target",
     "from_code",
     "from_oserror",
+    "header",
     "header_for",
     "ignore",
     "open_session",

@@ -22,6 +22,9 @@ from vsockfwd.identity import GuestPeer, Identity, NetworkPeer, UnixPeer, VsockP
 MOST_CONNECTIONS = 16_000
 """Connections at once, in all: below the descriptors that a process usually may have, two for each."""
 
+WhenDown = Literal["accept", "refuse"]
+"""What becomes of a rule's own listener while its agent is away."""
+
 HERE = "here"
 """The side of a rule that listens on this machine; one that listens elsewhere names its target."""
 
@@ -149,12 +152,11 @@ class ForwardRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class AgentRule(ForwardRule, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """A rule that goes through an agent. `when_down`: what becomes of its listener while the agent is away."""
+    """A rule that goes through an agent."""
 
     through_agent = True
 
     target: str
-    when_down: Literal["accept", "refuse"] = "accept"
 
 
 @dataclass(frozen=True, slots=True)

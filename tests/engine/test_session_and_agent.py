@@ -27,6 +27,7 @@ from vsockfwd.errors import (
     PeerBrokeProtocol,
     Refused,
     Reset,
+    ShuttingDown,
     TimedOut,
     Truncated,
     Unreachable,
@@ -594,7 +595,7 @@ async def test_a_ping_ends_when_the_session_does(world: World):
             swallowed.try_send = len  # type: ignore[method-assign]
 
             async def ask() -> None:
-                with pytest.raises(Reset):
+                with pytest.raises(ShuttingDown, match="the agent is stopping"):
                     await session.ping()
 
             with trio.fail_after(5):

@@ -34,8 +34,7 @@ class World:
     @contextlib.asynccontextmanager
     async def agent(self, modes: Mapping[str, Mode] | None = None, **how: Any) -> AsyncIterator[Agent]:
         """Run an agent for the length of a block; its loss is total, as a kill would be."""
-        schemes = frozenset({"memory"})
-        agent = Agent(self.engine, modes or {"forward": FORWARD}, Policy(os.geteuid()), dialled_schemes=schemes, **how)
+        agent = Agent(self.engine, modes or {"forward": FORWARD}, Policy(os.geteuid()), **how)
         async with trio.open_nursery() as nursery:
             listeners = await self.engine.network.listen(self.target)
             nursery.start_soon(serve_listeners, listeners, agent.handle, self.engine.report)

@@ -14,16 +14,29 @@ from typing import Any
 import msgspec
 
 from vsockfwd.contract import Data, Ended, Frame
-from vsockfwd.errors import Gone, NotAllowed, Refused, Reset, ShuttingDown, VsockfwdError
-from vsockfwd.wire.control import ControlMachine, Farewell, Greeted, Pinged, Ponged, Welcomed
+from vsockfwd.errors import CannotCreate, Gone, NotAllowed, Refused, Reset, ShuttingDown, VsockfwdError
+from vsockfwd.identity import NetworkPeer, UnixPeer, VsockPeer
+from vsockfwd.wire.control import (
+    Announced,
+    ControlMachine,
+    Denied,
+    Farewell,
+    Greeted,
+    ListenAsked,
+    ListenGranted,
+    Pinged,
+    Ponged,
+    Welcomed,
+)
 from vsockfwd.wire.control import Refused as LoginRefused
 from vsockfwd.wire.frames import VERSIONS
 from vsockfwd.wire.machine import Role
-from vsockfwd.wire.messages import Hello, Open, Ready
+from vsockfwd.wire.messages import Granted, Hello, Listen, Open, Ready
 from vsockfwd.wire.stream import Accepted, Requested, StreamMachine, WasReset
 from vsockfwd.wire.stream import Refused as StreamRefused
 
 TOKEN = bytes(range(16))
+LEASE, TICKET = b"L" * 16, b"T" * 16
 HELLO = Hello(VERSIONS, "somebody 1.0")
 READY = Ready(1, TOKEN, modes={"forward": (1,)}, seen_as="uid 0 (pid 1)")
 
@@ -112,6 +125,14 @@ def plain(event: Any) -> tuple[Any, ...]:
             return ("ping", payload)
         case Ponged(payload):
             return ("pong", payload)
+        case ListenAsked(request):
+            return ("listen", request)
+        case ListenGranted(id, bound):
+            return ("listens", id, bound)
+        case Announced(id, ticket, peer):
+            return ("incoming", id, ticket, peer)
+        case Denied(id, ticket, error):
+            return ("deny", id, ticket, *told(error))
     raise AssertionError(event)
 
 
@@ -188,6 +209,25 @@ def refused_before_hello(talk: Conversation) -> None:
 def refused_after_hello(talk: Conversation) -> None:
     talk.client_says(talk.client.machine.hello(HELLO))
     talk.agent_says(talk.agent.machine.hello(HELLO), talk.agent.machine.refuse(NotAllowed("no", errno=13)))
+
+
+def two_are_listened_for_and_one_is_refused(talk: Conversation) -> None:
+    login(talk)
+    client, agent = talk.client.machine, talk.agent.machine
+    talk.client_says(client.listen(Listen(1, "tcp:0", LEASE)), client.listen(Listen(2, "unix:/run/a", TICKET)))
+    talk.agent_says(agent.deny(CannotCreate("listen on unix:/run/a: taken", errno=98), 2))
+    talk.agent_says(agent.grant(Granted(1, ("tcp:127.0.0.1:4000", "tcp:[::1]:4000"))))
+
+
+def who_comes_is_announced_and_some_are_denied(talk: Conversation) -> None:
+    login(talk)
+    client, agent = talk.client.machine, talk.agent.machine
+    talk.client_says(client.listen(Listen(1, "tcp:0", LEASE)))
+    talk.agent_says(agent.grant(Granted(1, ("tcp:127.0.0.1:4000",))), agent.ping(b"?"))
+    talk.agent_says(agent.announce(1, TICKET, NetworkPeer("127.0.0.1", 55555)))
+    talk.agent_says(agent.announce(1, LEASE, UnixPeer(1000, 100, 7)), agent.announce(1, TOKEN, VsockPeer(2, 1023)))
+    talk.client_says(client.pong(b"?"), client.deny(Refused("nothing listens on tcp:80", hint="start it"), 1, TICKET))
+    talk.client_says(client.deny(ShuttingDown("the client is done"), 1), client.ping())
 
 
 # --- the stream connection
@@ -275,6 +315,8 @@ CONTROL: tuple[Script, ...] = (
     liveness_is_asked_both_ways,
     refused_before_hello,
     refused_after_hello,
+    two_are_listened_for_and_one_is_refused,
+    who_comes_is_announced_and_some_are_denied,
 )
 STREAM: tuple[Script, ...] = (
     both_talk_and_end,

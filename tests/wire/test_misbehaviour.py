@@ -26,7 +26,18 @@ from vsockfwd.wire.frames import (
     pack,
 )
 from vsockfwd.wire.machine import Machine, Role
-from vsockfwd.wire.messages import Hello, Open, choose, encode
+from vsockfwd.wire.messages import (
+    Deny,
+    Granted,
+    Hello,
+    Incoming,
+    Listen,
+    NetworkNeighbour,
+    Open,
+    OtherNeighbour,
+    choose,
+    encode,
+)
 from vsockfwd.wire.stream import StreamMachine
 
 F = FrameType
@@ -68,6 +79,10 @@ def ended(talk: c.Conversation) -> None:
 HELLO = pack(F.HELLO, encode(c.HELLO))
 READY = pack(F.READY, encode(c.READY))
 OPEN = pack(F.OPEN, encode(c.OPEN))
+GRANTED = Granted(1, ("tcp:1",))
+DENY = Deny(id=1, ticket=c.TICKET)
+LISTEN = pack(F.LISTEN, encode(Listen(1, "tcp:1", c.LEASE)))
+INCOMING = pack(F.INCOMING, encode(Incoming(1, c.TICKET, OtherNeighbour("x"))))
 DATA = pack(F.DATA, b"x")
 EMPTY_DATA = pack(F.DATA)
 END = pack(F.END)
@@ -91,7 +106,16 @@ OUT_OF_PLACE: list[tuple[str, type[Machine], Role, c.Script | None, bytes]] = [
     ("empty DATA in a session", ControlMachine, Role.AGENT, c.login, EMPTY_DATA),
     ("END in a session", ControlMachine, Role.AGENT, c.login, END),
     ("a mode's frame in a session", ControlMachine, Role.AGENT, c.login, pack(64)),
-    ("LISTEN, which is not spoken yet", ControlMachine, Role.AGENT, c.login, pack(F.LISTEN)),
+    ("STATUS, which is not spoken yet", ControlMachine, Role.AGENT, c.login, pack(F.STATUS)),
+    ("LISTEN before READY", ControlMachine, Role.AGENT, said_hello, LISTEN),
+    ("LISTEN before HELLO", ControlMachine, Role.AGENT, None, LISTEN),
+    ("LISTEN of the agent before READY", ControlMachine, Role.CLIENT, said_hello, pack(F.LISTEN, encode(GRANTED))),
+    ("INCOMING from a client", ControlMachine, Role.AGENT, c.login, INCOMING),
+    ("INCOMING before READY", ControlMachine, Role.CLIENT, said_hello, INCOMING),
+    ("DENY before READY", ControlMachine, Role.AGENT, said_hello, pack(F.DENY, encode(DENY))),
+    ("LISTEN after BYE", ControlMachine, Role.AGENT, c.login_then_farewell, LISTEN),
+    ("LISTEN in a stream", StreamMachine, Role.AGENT, c.opened, LISTEN),
+    ("INCOMING in a stream", StreamMachine, Role.CLIENT, c.opened, INCOMING),
     ("PING after ERROR", ControlMachine, Role.CLIENT, c.refused_before_hello, pack(F.PING)),
     ("READY after ERROR", ControlMachine, Role.CLIENT, c.refused_before_hello, READY),
     ("PING after BYE", ControlMachine, Role.AGENT, c.login_then_farewell, pack(F.PING)),
@@ -233,6 +257,7 @@ def headers(said: list[tuple[Role, bytes]]) -> list[tuple[int, int]]:
         (c.agent_resets_after_its_end, StreamMachine),
         (c.refused_stream, StreamMachine),
         (c.liveness_is_asked_both_ways, ControlMachine),
+        (c.who_comes_is_announced_and_some_are_denied, ControlMachine),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -382,6 +407,24 @@ def test_a_control_connection_that_ends_without_bye_is_a_lost_session() -> None:
     side(ControlMachine, Role.AGENT, after=c.login_then_farewell).machine.receive_eof()
 
 
+# --- who asks and who announces
+
+
+@pytest.mark.parametrize(
+    ("role", "said"),
+    [
+        (Role.CLIENT, LISTEN),  # a client is asked for nothing
+        (Role.AGENT, pack(F.LISTEN, encode(GRANTED))),  # an agent is granted nothing
+        (Role.CLIENT, pack(F.DENY, encode(DENY))),  # an agent has no tickets of a client to deny
+        (Role.AGENT, pack(F.DENY, encode(Deny(id=1, ticket=b"short")))),
+        (Role.AGENT, pack(F.DENY)),
+    ],
+)
+def test_listening_is_asked_by_the_client_and_granted_by_the_agent_alone(role: Role, said: bytes) -> None:
+    with pytest.raises(PeerBrokeProtocol, match="makes no sense"):
+        side(ControlMachine, role, after=c.login).hear(said)
+
+
 # --- anything at all
 
 frames = st.builds(
@@ -391,7 +434,18 @@ frames = st.builds(
     st.sampled_from([0, 0, 1, 11, 0xFFFF]),
     st.one_of(
         st.binary(max_size=60),
-        st.sampled_from([c.HELLO, c.READY, c.OPEN]).map(encode),
+        st.sampled_from(
+            [
+                c.HELLO,
+                c.READY,
+                c.OPEN,
+                GRANTED,
+                DENY,
+                Deny(id=2),
+                Listen(1, "tcp:1", c.LEASE),
+                Incoming(1, c.TICKET, NetworkNeighbour("::1", 80)),
+            ]
+        ).map(encode),
         st.recursive(
             st.none() | st.integers(-5, 1 << 40) | st.binary(max_size=5) | st.text(max_size=5),
             lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),

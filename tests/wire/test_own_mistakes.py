@@ -10,10 +10,11 @@ from msgspec import Raw
 
 from tests.wire import conversation as c
 from vsockfwd.errors import LocalProtocolError, NotAllowed, VsockfwdError
+from vsockfwd.identity import OwnPeer
 from vsockfwd.wire.control import PING_LIMIT, ControlMachine
 from vsockfwd.wire.frames import FRAME_LIMIT
 from vsockfwd.wire.machine import Machine, Role
-from vsockfwd.wire.messages import Open, encode
+from vsockfwd.wire.messages import Listen, Open, encode
 from vsockfwd.wire.stream import StreamMachine
 
 WHY = NotAllowed("no")
@@ -25,6 +26,9 @@ CONTROL_VERBS: dict[str, Callable[[Any], bytes]] = {
     "ping": lambda m: m.ping(b"x"),
     "pong": lambda m: m.pong(b"x"),
     "bye": lambda m: m.bye(WHY),
+    "listen": lambda m: m.listen(Listen(1, "tcp:1", c.LEASE)),
+    "announce": lambda m: m.announce(1, c.TICKET, OwnPeer("x")),
+    "deny": lambda m: m.deny(WHY, 1),
 }
 STREAM_VERBS: dict[str, Callable[[Any], bytes]] = {
     "open": lambda m: m.open(c.OPEN),
@@ -72,12 +76,12 @@ ALLOWED: list[tuple[type[Machine], c.Script, Role, set[str]]] = [
     (ControlMachine, nothing, Role.AGENT, {"hello", "refuse"}),
     (ControlMachine, hello_only, Role.CLIENT, set()),
     (ControlMachine, hello_only, Role.AGENT, {"ready", "refuse"}),
-    (ControlMachine, c.login, Role.CLIENT, {"ping", "pong", "bye"}),
-    (ControlMachine, c.login, Role.AGENT, {"ping", "pong", "bye"}),
+    (ControlMachine, c.login, Role.CLIENT, {"ping", "pong", "listen", "deny", "bye"}),
+    (ControlMachine, c.login, Role.AGENT, {"ping", "pong", "listen", "announce", "deny", "bye"}),
     (ControlMachine, c.refused_before_hello, Role.AGENT, set()),
     (ControlMachine, c.login_then_farewell, Role.CLIENT, set()),
     (ControlMachine, agent_said_bye, Role.AGENT, set()),
-    (ControlMachine, agent_said_bye, Role.CLIENT, {"ping", "pong", "bye"}),
+    (ControlMachine, agent_said_bye, Role.CLIENT, {"ping", "pong", "listen", "deny", "bye"}),
     (StreamMachine, nothing, Role.CLIENT, {"open"}),
     (StreamMachine, nothing, Role.AGENT, {"accept", "refuse"}),
     (StreamMachine, asked, Role.CLIENT, {"reset"}),
@@ -141,6 +145,12 @@ def test_a_request_or_a_reply_beyond_the_handshake_limit_stays_here() -> None:
     with pytest.raises(LocalProtocolError, match=r"a reply of \d+ bytes, where 4096 are the limit"):
         agent.accept(1, long)
     assert agent.refuse(WHY)  # it can still be refused properly
+
+
+@pytest.mark.parametrize("request_", [Listen(1, "x" * 5000, c.LEASE), Listen(1, "tcp:1", b"short")])
+def test_a_listen_that_an_agent_would_not_take_stays_here(request_: Listen) -> None:
+    with pytest.raises(LocalProtocolError, match="a request of"):
+        c.play(c.login, ControlMachine).client.machine.listen(request_)
 
 
 def test_a_pings_payload_is_bounded() -> None:

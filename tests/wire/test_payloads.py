@@ -19,13 +19,31 @@ from vsockfwd.errors import (
     VsockfwdError,
     from_code,
 )
-from vsockfwd.wire.control import ControlMachine, Farewell
+from vsockfwd.identity import GuestPeer, Identity, NetworkPeer, OwnPeer, UnixPeer, VsockPeer
+from vsockfwd.wire.control import Announced, ControlMachine, Farewell, ListenGranted
 from vsockfwd.wire.frames import AGENT_PREFACE, HANDSHAKE_LIMIT, FrameType, pack
 from vsockfwd.wire.machine import Role
-from vsockfwd.wire.messages import Failure, Hello, Ok, Open, Ready, decode, encode, error_of, failure_of
+from vsockfwd.wire.messages import (
+    Deny,
+    Failure,
+    Fetch,
+    Granted,
+    Hello,
+    Incoming,
+    Listen,
+    Ok,
+    Open,
+    OtherNeighbour,
+    Ready,
+    decode,
+    denial_of,
+    encode,
+    error_of,
+    failure_of,
+)
 from vsockfwd.wire.stream import StreamMachine
 
-STRUCTS = [Hello, Ready, Open, Ok, Failure]
+STRUCTS = [Hello, Ready, Open, Ok, Failure, Listen, Granted, Incoming, Fetch, Deny]
 NEST = 4000
 
 
@@ -91,6 +109,21 @@ def test_hostile_msgpack_is_refused_by_the_name_of_its_frame_and_takes_no_memory
         (Failure, {"text": "x" * 2001}),
         (Failure, {"errno": -1}),
         (Failure, {"errno": 4096}),
+        (Listen, {"id": 1, "address": "tcp:1", "lease": bytes(15)}),
+        (Listen, {"id": 1, "address": "", "lease": bytes(16)}),
+        (Listen, {"id": 1, "address": "x" * 1025, "lease": bytes(16)}),
+        (Listen, {"id": -1, "address": "tcp:1", "lease": bytes(16)}),
+        (Listen, {"id": 1 << 32, "address": "tcp:1", "lease": bytes(16)}),
+        (Granted, {"id": 1, "bound": []}),
+        (Granted, {"id": 1, "bound": ["x"] * 17}),
+        (Fetch, {"id": 1, "ticket": bytes(17)}),
+        (Deny, {"id": 1, "ticket": bytes(17)}),
+        (Deny, {"ticket": bytes(16)}),
+        (Incoming, {"id": 1, "ticket": bytes(15), "peer": {"type": "other", "name": "x"}}),
+        (Incoming, {"id": 1, "ticket": bytes(16), "peer": {"type": "friend", "name": "x"}}),
+        (Incoming, {"id": 1, "ticket": bytes(16), "peer": {"type": "net", "host": "a\nb", "port": 1}}),
+        (Incoming, {"id": 1, "ticket": bytes(16), "peer": {"type": "net", "host": "::1", "port": 65536}}),
+        (Incoming, {"id": 1, "ticket": bytes(16), "peer": {"type": "vsock", "cid": 1 << 32, "port": 1}}),
     ],
 )
 def test_every_field_of_a_peer_is_bounded(kind: type, value: object) -> None:
@@ -102,6 +135,23 @@ def test_a_field_of_a_later_version_is_ignored() -> None:
     assert decode(encode({"versions": [1], "novelty": {"a": [1, 2]}, "software": "x"}), Hello, "HELLO") == Hello(
         (1,), "x"
     )
+
+
+@pytest.mark.parametrize(
+    ("peer", "arrives_as"),
+    [
+        (VsockPeer(2, 1023), VsockPeer(2, 1023)),
+        (UnixPeer(0, 0xFFFFFFFF, 0), UnixPeer(0, 0xFFFFFFFF, 0)),
+        (NetworkPeer("127.0.0.1", 80), NetworkPeer("127.0.0.1", 80)),
+        (NetworkPeer("fe80::1%eth0", 80), NetworkPeer("fe80::1", 80)),
+        (GuestPeer(b"/run/\xff"), OwnPeer(r"guest behind /run/\xff")),
+        (OwnPeer("x\x1b" * 400), OwnPeer("x\\x1b" * 100)),
+    ],
+)
+def test_who_came_to_a_listener_is_told_as_far_as_it_can_be(peer: Identity, arrives_as: Identity) -> None:
+    machine, client = c.play(c.login, ControlMachine).agent.machine, c.play(c.login, ControlMachine).client.machine
+    (event,) = client.receive_data(machine.announce(1, c.TICKET, peer))
+    assert event == Announced(1, c.TICKET, arrives_as)
 
 
 # --- texts
@@ -133,6 +183,16 @@ def test_escape_sequences_in_a_farewell_come_out_escaped() -> None:
     (event,) = talk.client.machine.receive_data(pack(FrameType.BYE, encode({"text": NASTY}), Code.GONE))
     assert isinstance(event, Farewell)
     assert is_harmless(event.error.line())
+
+
+def test_escape_sequences_in_where_an_agent_listens_and_who_came_come_out_escaped() -> None:
+    client = c.play(c.login, ControlMachine).client.machine
+    (granted,) = client.receive_data(pack(FrameType.LISTEN, encode(Granted(1, (NASTY,)))))
+    assert isinstance(granted, ListenGranted)
+    assert is_harmless(granted.bound[0])
+    (announced,) = client.receive_data(pack(FrameType.INCOMING, encode(Incoming(1, c.TICKET, OtherNeighbour(NASTY)))))
+    assert isinstance(announced, Announced)
+    assert is_harmless(str(announced.peer))
 
 
 def test_what_a_peer_put_where_msgpack_was_due_is_quoted_harmlessly() -> None:
@@ -172,7 +232,8 @@ def test_an_error_without_code_or_text_is_still_one() -> None:
 def test_any_error_of_ours_fits_a_frame_that_the_peer_takes(message: str, hint: str, errno: int) -> None:
     """Also one about a file whose name is not UTF-8: it holds lone surrogates, which msgpack cannot carry."""
     payload = failure_of(NotFound(message, hint=hint, errno=errno))
-    assert len(payload) <= HANDSHAKE_LIMIT
+    assert len(payload) < len(denial_of(NotFound(message, hint=hint, errno=errno), 1 << 31, c.TICKET))
+    assert len(denial_of(NotFound(message, hint=hint, errno=errno), 1 << 31, c.TICKET)) <= HANDSHAKE_LIMIT
     assert isinstance(error_of(Code.NOT_FOUND, payload, "the agent"), NotFound)
 
 

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.wire import conversation as c
-from vsockfwd.errors import Gone, NotAllowed, Refused, Reset, ShuttingDown
+from vsockfwd.errors import CannotCreate, Gone, NotAllowed, Refused, Reset, ShuttingDown
+from vsockfwd.identity import NetworkPeer, UnixPeer, VsockPeer
 from vsockfwd.wire.control import ControlMachine
 from vsockfwd.wire.frames import AGENT_PREFACE, CLIENT_PREFACE, HEADER, FrameType
 from vsockfwd.wire.machine import Role, State
-from vsockfwd.wire.messages import encode
+from vsockfwd.wire.messages import Listen, encode
 from vsockfwd.wire.stream import StreamMachine
 
 ASKED = ("open", c.TOKEN, "forward", (1, 2), encode(c.Question("tcp:80")))
@@ -38,6 +39,27 @@ HEARD: dict[c.Script, tuple[list[Any], list[Any]]] = {
         [GREETED],
     ),
     c.refused_after_hello: ([GREETED, ("refused", NotAllowed, "the agent: no", "", 13)], [GREETED]),
+    c.two_are_listened_for_and_one_is_refused: (
+        [
+            GREETED, ("ready", c.READY),
+            ("deny", 2, b"", CannotCreate, "the agent: listen on unix:/run/a: taken", "", 98),
+            ("listens", 1, ("tcp:127.0.0.1:4000", "tcp:[::1]:4000")),
+        ],
+        [GREETED, ("listen", Listen(1, "tcp:0", c.LEASE)), ("listen", Listen(2, "unix:/run/a", c.TICKET))],
+    ),
+    c.who_comes_is_announced_and_some_are_denied: (
+        [
+            GREETED, ("ready", c.READY), ("listens", 1, ("tcp:127.0.0.1:4000",)), ("ping", b"?"),
+            ("incoming", 1, c.TICKET, NetworkPeer("127.0.0.1", 55555)),
+            ("incoming", 1, c.LEASE, UnixPeer(1000, 100, 7)),
+            ("incoming", 1, c.TOKEN, VsockPeer(2, 1023)),
+        ],
+        [
+            GREETED, ("listen", Listen(1, "tcp:0", c.LEASE)), ("pong", b"?"),
+            ("deny", 1, c.TICKET, Refused, "the client: nothing listens on tcp:80", "start it", 0),
+            ("deny", 1, b"", ShuttingDown, "the client: the client is done", "", 0), ("ping", b""),
+        ],
+    ),
     c.both_talk_and_end: (
         [AGREED, ("data", b"200" + bytes(300)), ("end",)],
         [ASKED, ("data", b"GET / please"), ("end",)],

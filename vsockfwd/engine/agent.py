@@ -20,6 +20,7 @@ from vsockfwd.address import parse_stream
 from vsockfwd.contract import Mode, package_of
 from vsockfwd.engine import Engine
 from vsockfwd.engine.link import HANDSHAKE_DEADLINE, SOFTWARE, ControlLink, Link
+from vsockfwd.engine.listening import Key, Lease, Tenancy
 from vsockfwd.errors import (
     AddressError,
     BadRequest,
@@ -29,6 +30,7 @@ from vsockfwd.errors import (
     LocalProtocolError,
     NoSuchMode,
     PeerBrokeProtocol,
+    ShuttingDown,
     TimedOut,
     VersionMismatch,
     VsockfwdError,
@@ -52,7 +54,7 @@ from vsockfwd.wire.frames import (
     frame_name,
 )
 from vsockfwd.wire.machine import Role
-from vsockfwd.wire.messages import TOKEN_LENGTH, Hello, Open, Ready, choose
+from vsockfwd.wire.messages import LISTEN, TOKEN_LENGTH, Hello, Open, Ready, choose
 from vsockfwd.wire.stream import Requested, StreamMachine
 
 DIAL_DEADLINE = 25.0
@@ -70,6 +72,7 @@ class _Session:
 
     principal: tuple[str, object]
     frame: int
+    tenancy: Tenancy
     streams: set[trio.CancelScope] = field(default_factory=set)
 
 
@@ -102,7 +105,7 @@ class AgentCall:
             where = parse_stream(address)
         except AddressError as error:
             raise BadRequest(error.message, hint=error.hint) from None
-        if where.scheme in ("stdio", "fd", "memory") and where.scheme not in self._agent.dialled_schemes:
+        if where.scheme in ("stdio", "fd"):
             raise BadRequest(f"{where}: an agent has no {where.scheme} to offer")
         try:
             # Whatever the client wrote as its connect-timeout: it has given up by then.
@@ -130,14 +133,13 @@ class Agent:
         policy: Policy,
         *,
         token: Callable[[int], bytes] = secrets.token_bytes,
-        dialled_schemes: frozenset[str] = frozenset(),
     ) -> None:
         self.engine = engine
         self.modes = {name: mode for name, mode in modes.items() if mode.serve is not None}
         self.policy = policy
-        self.dialled_schemes = dialled_schemes
         self._token = token
         self._sessions: dict[bytes, _Session] = {}
+        self._leases: dict[Key, Lease] = {}
         self._strangers: dict[trio.CancelScope, None] = {}
 
     async def handle(self, stream: Stream) -> None:
@@ -233,26 +235,32 @@ class Agent:
                 await self._turn_away(link.stream, link, error)
             return
         token = self._token(TOKEN_LENGTH)
-        session = _Session(peer.principal, min(FRAME_LIMIT, greeted.hello.frame))
-        self._sessions[token] = session
+        frame = min(FRAME_LIMIT, greeted.hello.frame)
+        modes = {LISTEN: (1,)} | {name: mode.versions for name, mode in self.modes.items()}
+        welcome = Ready(greeted.version, token, frame, modes, str(peer))
+        stopped = True
         try:
-            ready = Ready(
-                greeted.version,
-                token,
-                session.frame,
-                {name: mode.versions for name, mode in self.modes.items()},
-                str(peer),
-            )
-            await link.write(machine.hello(Hello(VERSIONS, SOFTWARE)) + machine.ready(ready))
-            await link.live()
-        except VsockfwdError as error:
-            # How a session ends matters to its streams only, and they are ended below; but for a peer gone wrong.
-            if error.code is Code.PROTOCOL:
-                self.engine.report(Problem(str(peer), error.message))
+            async with trio.open_nursery() as nursery:
+                tenancy = Tenancy(self.engine, self.policy, self._leases, link, nursery)
+                session = self._sessions[token] = _Session(peer.principal, frame, tenancy)
+                try:
+                    await link.write(machine.hello(Hello(VERSIONS, SOFTWARE)) + machine.ready(welcome))
+                    await link.live(tenancy.hear)
+                except VsockfwdError as error:
+                    stopped = False
+                    # How a session ends matters to what it left here only, and that ends with it; but for a peer
+                    # gone wrong.
+                    if error.code is Code.PROTOCOL:
+                        self.engine.report(Problem(str(peer), error.message))
+                nursery.cancel_scope.cancel()
+            if tenancy.unknown:
+                self.engine.report(Problem(str(peer), f"it denied {tenancy.unknown} connections that did not wait"))
         finally:
             del self._sessions[token]
             for scope in session.streams:
                 scope.cancel()
+            if stopped:
+                await link.part(machine.bye(ShuttingDown("the agent is stopping")))
             link.close()
 
     # --- stream connections
@@ -269,7 +277,7 @@ class Agent:
             with trio.CancelScope() as scope:
                 session.streams.add(scope)
                 try:
-                    await self._serve_request(link, request)
+                    await self._serve_request(link, request, session)
                 finally:
                     session.streams.discard(scope)
             if scope.cancelled_caught:
@@ -277,9 +285,9 @@ class Agent:
         finally:
             link.close()
 
-    async def _serve_request(self, link: Link, request: Open) -> None:
+    async def _serve_request(self, link: Link, request: Open, session: _Session) -> None:
         try:
-            mode, version = self._mode_for(request)
+            mode, version = self._mode_for(request, session)
             for resource in mode.resources(bytes(request.arguments)):
                 self.policy.permit(link.peer, resource).enforce()
             call = AgentCall(self, link, request, version)
@@ -298,8 +306,8 @@ class Agent:
                 self.engine.report(Problem(f"mode {name}", why, traceback.format_exc()))
                 await self._end(link, Internal(f"the mode {name} failed: see the agent's log"))
 
-    def _mode_for(self, request: Open) -> tuple[Mode, int]:
-        mode = self.modes.get(request.mode)
+    def _mode_for(self, request: Open, session: _Session) -> tuple[Mode, int]:
+        mode = session.tenancy.mode if request.mode == LISTEN else self.modes.get(request.mode)
         if mode is None:
             name = printable(request.mode)
             raise NoSuchMode(

@@ -7,8 +7,9 @@ then closes, since closing over unread bytes would tear the frame out of the pee
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 import trio
@@ -17,12 +18,22 @@ from vsockfwd import __version__
 from vsockfwd.contract import BodyEvent, Data, Ended
 from vsockfwd.engine.pump import ROUNDS, Broken, BufferPool, Pump, push
 from vsockfwd.engine.relay import WITHHELD, ending_of, silence, speak_out
-from vsockfwd.errors import Code, LocalProtocolError, Reset, TimedOut, VsockfwdError, from_code, from_oserror
+from vsockfwd.errors import (
+    Code,
+    LimitReached,
+    LocalProtocolError,
+    Reset,
+    TimedOut,
+    VsockfwdError,
+    from_code,
+    from_oserror,
+)
 from vsockfwd.events import Ending, Outcome
 from vsockfwd.transport.base import Stream
 from vsockfwd.wire.control import ControlEvent, ControlMachine, Farewell, Pinged, Ponged
 from vsockfwd.wire.control import Refused as ControlRefused
 from vsockfwd.wire.frames import HEADER_LENGTH, Buffer
+from vsockfwd.wire.machine import State
 from vsockfwd.wire.stream import Accepted, Refused, Requested, StreamEvent, StreamMachine, WasReset
 
 SOFTWARE = f"vsockfwd {__version__}"
@@ -39,6 +50,9 @@ LAST_WORDS = 2.0
 
 COALESCE = 1 << 16
 """Frames up to this size go out together with their neighbours, copied; larger ones by themselves, uncopied."""
+
+POSTED = 8192
+"""Frames that may wait for a peer to read its control connection, before it is given up."""
 
 EVENTS = 64
 """Events taken in a row after which the others get their turn: a flood of tiny frames must not stop the clock."""
@@ -250,6 +264,8 @@ class ControlLink(Wire[ControlEvent]):
         self._writing = trio.Lock()
         self._heard = 0.0
         self._asked: dict[bytes, trio.Event] = {}
+        self._posted: list[bytes] = []
+        self._post = trio.lowlevel.ParkingLot()
 
     def _reason_in(self, event: ControlEvent) -> VsockfwdError | None:
         return event.error if isinstance(event, ControlRefused | Farewell) else None
@@ -259,13 +275,37 @@ class ControlLink(Wire[ControlEvent]):
         async with self._writing:
             await super().write(*parts)
 
-    async def live(self) -> None:
-        """Answer pings and ask in silence, until the session ends; raises the reason. The only reader meanwhile."""
+    def post(self, frame: bytes) -> None:
+        """Have `live` send a whole frame as soon as it can, in order; never waits. Lost where the session is over."""
+        if self._end is None:
+            self._posted.append(frame)
+            self._post.unpark_all()
+            if len(self._posted) > POSTED:
+                self.abandon(LimitReached(f"{self.stream.name}: it does not read what it is told"))
+
+    def deny(self, error: VsockfwdError, id: int, ticket: bytes = b"") -> None:
+        """Post a DENY; after our BYE there is nobody to hear it."""
+        if self.machine.ours is State.OPEN:
+            self.post(self.machine.deny(error, id, ticket))
+
+    def leave(self, reason: VsockfwdError) -> None:
+        """Say what was posted, and goodbye, as far as that takes no waiting; then it is closed."""
+        with contextlib.suppress(OSError, LocalProtocolError):
+            if not self._mid_frame:
+                self.stream.try_send(b"".join(self._posted) + self.machine.bye(reason))
+        self.close()
+
+    async def live(self, hear: Callable[[ControlEvent], None]) -> None:
+        """Answer pings and ask in silence, until the session ends; raises the reason. The only reader meanwhile.
+
+        Whatever else the peer says, `hear` is told at once; what it raises ends the session.
+        """
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch, nursery.cancel_scope)
+                nursery.start_soon(self._deliver, nursery.cancel_scope)
                 try:
-                    await self._answer()
+                    await self._answer(hear)
                 except EOFError:
                     self._end = Reset(f"{self.stream.name}: the session was closed")
                 except VsockfwdError as error:
@@ -279,15 +319,30 @@ class ControlLink(Wire[ControlEvent]):
     def _over(self) -> VsockfwdError:
         return self._end if isinstance(self._end, VsockfwdError) else Reset(f"{self.stream.name}: the session is over")
 
-    async def _answer(self) -> None:
+    async def _answer(self, hear: Callable[[ControlEvent], None]) -> None:
         self._heard = trio.current_time()
         while True:
             event = await self.next()
             self._heard = trio.current_time()
             if isinstance(event, Pinged):
                 await self.write(self.machine.pong(event.payload))
-            elif isinstance(event, Ponged) and event.payload in self._asked:
+            elif not isinstance(event, Ponged):
+                hear(event)
+            elif event.payload in self._asked:
                 self._asked.pop(event.payload).set()
+
+    async def _deliver(self, scope: trio.CancelScope) -> None:
+        """Send what is posted."""
+        while True:
+            if not self._posted:
+                await self._post.park()
+            posted, self._posted = b"".join(self._posted), []
+            try:
+                await self.write(posted)
+            except VsockfwdError as error:
+                self._finish(error)
+                scope.cancel()
+                return
 
     async def _watch(self, scope: trio.CancelScope) -> None:
         """In silence ask; after two questions without an answer the peer is dead."""

@@ -31,7 +31,13 @@ LAST_WORDS = 5.0
 WITHHELD = 60.0
 """Seconds of silence after which a dialled side that could not be told the end is given up."""
 
-_ENDINGS = {Code.RESET: Ending.RESET, Code.TIMED_OUT: Ending.TIMED_OUT, Code.TRUNCATED: Ending.TRUNCATED}
+_ENDINGS = {
+    Code.REFUSED: Ending.REFUSED,
+    Code.RESET: Ending.RESET,
+    Code.SHUTTING_DOWN: Ending.STOPPED,
+    Code.TIMED_OUT: Ending.TIMED_OUT,
+    Code.TRUNCATED: Ending.TRUNCATED,
+}
 
 
 def ending_of(code: Code) -> Ending:

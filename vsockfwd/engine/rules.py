@@ -6,10 +6,12 @@ about itself it takes from the events that its own connections report, so no mod
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
+import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from types import TracebackType
 from typing import Protocol, Self
@@ -24,10 +26,14 @@ from vsockfwd.engine.server import AtOnce, Gate, Handler, serve_listeners
 from vsockfwd.engine.session import Session
 from vsockfwd.errors import ConfigError, NotFound, VsockfwdError
 from vsockfwd.events import Closed, Denied, Event, Listening, Opened, RuleChanged
+from vsockfwd.identity import Identity
 from vsockfwd.transport.base import Listener, Stream
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
 """Seconds between two attempts: at first, and at most."""
+
+LEASE_LENGTH = 16
+"""Bytes."""
 
 
 class State(StrEnum):
@@ -146,6 +152,8 @@ class Work:
         self.settled = trio.Event()
         """Set when the first attempt has come up or failed."""
         self.scope = trio.CancelScope()
+        self.lease = secrets.token_bytes(LEASE_LENGTH)
+        """By which an agent knows the rule's remote listener again."""
         self._rules = rules
         self._now = self._total = self._sent = self._received = 0
         self._gate = Gate(self.rule.max_connections)
@@ -165,29 +173,32 @@ class Work:
         """Accept within the rule's limits, until cancelled, or until the process is to stop and all have ended."""
 
         async def handle(near: Stream) -> None:
-            if self._enters(near):
-                try:
-                    await handler(near)
-                finally:
-                    self._leaves(near)
+            if self._enters(near.peer):
+                near.abort()
+                return
+            try:
+                await handler(near)
+            finally:
+                self._leaves(near.peer)
 
         def take(near: Stream, leave: Callable[[], None]) -> bool:
             assert at_once is not None
-            if not self._enters(near):
+            if self._enters(near.peer):
+                near.abort()
                 leave()
                 return True
 
             def left() -> None:
-                self._leaves(near)
+                self._leaves(near.peer)
                 leave()
 
             try:
                 taken = at_once(near, left)
             except BaseException:
-                self._leaves(near)
+                self._leaves(near.peer)
                 raise
             if not taken:
-                self._leaves(near)  # the handler's task counts it
+                self._leaves(near.peer)  # the handler's task counts it
             return taken
 
         self.set(State.UP)
@@ -254,6 +265,7 @@ class Work:
 
     def begin(self) -> None:
         """Before each attempt: nothing of an earlier one is left."""
+        self.listening = ()
         self._now = 0
         self._of_peer.clear()
         self._gate = Gate(self.rule.max_connections)
@@ -273,9 +285,9 @@ class Work:
                     self.last_error = str(outcome)
         self._rules.engine.report(event)
 
-    def _enters(self, near: Stream) -> bool:
-        """Whether a peer may come in; who may not is reset, and that is reported."""
-        peer, rule = near.peer, self.rule
+    def _enters(self, peer: Identity) -> str:
+        """Count a peer's connection; returns why it may not come in, which is reported, or nothing."""
+        rule = self.rule
         why = ""
         if rule.allow and not any(admitted.admits(peer) for admitted in rule.allow):
             why = f"the rule {self.name!r} does not allow it"
@@ -287,16 +299,37 @@ class Work:
             if not why:
                 self._of_peer[peer.principal] = count + 1
         if why:
-            near.abort()
             self.engine.report(Denied(str(peer), why))
-        return not why
+        return why
 
-    def _leaves(self, near: Stream) -> None:
+    def _leaves(self, peer: Identity) -> None:
         if self.rule.max_connections_per_peer:
-            principal = near.peer.principal
-            self._of_peer[principal] -= 1
-            if not self._of_peer[principal]:
-                del self._of_peer[principal]
+            self._of_peer[peer.principal] -= 1
+            if not self._of_peer[peer.principal]:
+                del self._of_peer[peer.principal]
+
+    @contextlib.contextmanager
+    def admitted(self, peer: Identity) -> Iterator[str]:
+        """Count a connection that came otherwise than by `serve`, within the rule's limits; gives why it may not."""
+        if self._gate.now >= self._gate.cap:
+            why = f"{self.name!r} has {self._gate.cap} connections already, which is all that it may have"
+            self.engine.report(Denied(str(peer), why))
+            yield why
+            return
+        why = self._enters(peer)
+        if why:
+            yield why
+            return
+        self._gate.enter()
+        try:
+            yield ""
+        finally:
+            self._gate.leave()
+            self._leaves(peer)
+
+    async def idle(self) -> None:
+        """Wait until no connection is at work."""
+        await self._gate.empty()
 
     def status(self) -> Status:
         live = list(self.live)

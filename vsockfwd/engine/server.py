@@ -40,6 +40,9 @@ AtOnce = Callable[[Stream, Callable[[], None]], bool]
 """Takes a connection without a task of its own, and calls what it was given when the connection has ended; or, with
 False, leaves it to the handler."""
 
+Take = Callable[[Stream], None]
+"""Makes a connection its own, at once and without raising."""
+
 
 class Gate:
     """Counts connections, and lets an accept loop wait while there are too many."""
@@ -75,37 +78,41 @@ async def serve_listeners(
     at_once: AtOnce | None = None,
     stopping: trio.Event | None = None,
 ) -> None:
-    """Accept on every listener, each connection handled in a task of its own, until cancelled; closes the listeners.
+    """Accept on every listener, each connection handled in a task of its own, until cancelled.
 
-    What `at_once` takes needs no task. Once `stopping` is set no more are accepted, and it returns when all have ended.
+    The listeners are closed first then, while handlers may still have last words: who dials again must not end up in
+    the backlog of what is about to go. What `at_once` takes needs no task. Once `stopping` is set no more are accepted,
+    and it returns when all have ended.
 
     A handler that raises ends its connection alone: the error is reported, with a traceback where it is not one of
     ours. The handler owns its stream; what it leaves open is closed.
     """
     gate = gate or Gate()
-    try:
-        async with trio.open_nursery() as nursery, trio.open_nursery() as accepting:
-            for listener in listeners:
-                accepting.start_soon(_accept, listener, handler, report, gate, at_once, nursery)
-            if stopping is not None:
-                await stopping.wait()
-                accepting.cancel_scope.cancel()
-                for listener in listeners:
-                    listener.close()
-        await gate.empty()
-    finally:
-        for listener in listeners:
+
+    def take(stream: Stream) -> None:
+        if at_once is None or not _taken(at_once, stream, report, gate):
+            nursery.start_soon(_contain, handler, stream, report, gate)
+
+    async def accept(listener: Listener) -> None:
+        try:
+            await accept_on(listener, take, report, gate)
+        finally:
             listener.close()
 
+    async with trio.open_nursery() as nursery, trio.open_nursery() as accepting:
+        for listener in listeners:
+            accepting.start_soon(accept, listener)
+        if stopping is not None:
+            await stopping.wait()
+            accepting.cancel_scope.cancel()
+    await gate.empty()
 
-async def _accept(
-    listener: Listener,
-    handler: Handler,
-    report: Report,
-    gate: Gate,
-    at_once: AtOnce | None,
-    nursery: trio.Nursery,
-) -> None:
+
+async def accept_on(listener: Listener, take: Take, report: Report, gate: Gate) -> None:
+    """Accept until cancelled, while the gate has room, and enter each connection there: who took it says when it left.
+
+    The listener stays open. Raises why accepting is no longer possible.
+    """
     burst = failures = 0
     while True:
         if gate.now >= gate.cap:
@@ -129,8 +136,7 @@ async def _accept(
             continue
         failures = 0
         gate.enter()
-        if at_once is None or not _taken(at_once, stream, report, gate):
-            nursery.start_soon(_contain, handler, stream, report, gate)
+        take(stream)
         burst += 1
         if burst >= BURST:
             burst = 0

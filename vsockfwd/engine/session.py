@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import weakref
-from collections.abc import AsyncIterator
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable
+from typing import NoReturn, TypeVar
 
 import msgspec
 import trio
@@ -18,6 +18,7 @@ import trio
 from vsockfwd.address import Address
 from vsockfwd.contract import package_of
 from vsockfwd.engine import Engine
+from vsockfwd.engine.incoming import Handle, RemoteListener
 from vsockfwd.engine.link import HANDSHAKE_DEADLINE, SOFTWARE, ControlLink, Link
 from vsockfwd.errors import (
     BadRequest,
@@ -32,17 +33,17 @@ from vsockfwd.errors import (
     the_one,
 )
 from vsockfwd.events import SessionDown, SessionUp
-from vsockfwd.wire.control import ControlMachine, Greeted, Welcomed
+from vsockfwd.wire.control import Announced, ControlEvent, ControlMachine, Denied, Greeted, ListenGranted, Welcomed
 from vsockfwd.wire.control import Refused as LoginRefused
 from vsockfwd.wire.frames import VERSIONS
 from vsockfwd.wire.machine import Role
-from vsockfwd.wire.messages import Hello, Open, Ready, decode, encode
+from vsockfwd.wire.messages import LISTEN, Fetch, Hello, Listen, Open, Ready, decode, encode
 from vsockfwd.wire.stream import Accepted, Refused, StreamMachine
 
 R = TypeVar("R", bound=msgspec.Struct)
 
 ANSWER_DEADLINE = 30.0
-"""Seconds for an agent to answer OPEN: it may have to resolve and dial first."""
+"""Seconds for an agent to answer OPEN or LISTEN: it may have to resolve and dial first."""
 
 
 class Session:
@@ -63,6 +64,8 @@ class Session:
         self._why: VsockfwdError | None = None
         self.opened = 0
         """Streams that were opened, in all."""
+        self._remote_listeners: dict[int, RemoteListener] = {}
+        self._numbers = itertools.count()
 
     @property
     def name(self) -> str:
@@ -124,8 +127,11 @@ class Session:
     async def _keep(self, control: ControlLink) -> None:
         """Keep the control connection alive until it is lost."""
         try:
-            await control.live()
+            await control.live(self._hear)
         except VsockfwdError as reason:
+            for listener in self._remote_listeners.values():
+                if listener.control is control:
+                    listener.end(reason.within(f"{self.name}: session lost"))
             if self._control is control:
                 self._why = reason
                 self._forget()
@@ -148,6 +154,66 @@ class Session:
         if self._control is not None:
             await self._lost.wait()
         return self._why or Gone("the session was lost")
+
+    def _hear(self, event: ControlEvent) -> None:
+        """Take what the control connection brought. Raises PeerBrokeProtocol."""
+        assert isinstance(event, ListenGranted | Announced | Denied)  # the tables have no row for others
+        listener = self._remote_listeners.get(event.id)
+        if listener is None:
+            return  # we have stopped, and it had not heard of that yet
+        match event:
+            case ListenGranted(_, bound):
+                listener.granted(bound)
+            case Announced(_, ticket, peer):
+                self._nursery.start_soon(listener.serve, listener.announced(ticket, peer))
+            case Denied(error=error):
+                listener.end(error.within(self.name))
+
+    async def listen(
+        self, address: Address | str, lease: bytes, handle: Handle, listening: Callable[[str], None]
+    ) -> NoReturn:
+        """Have the agent listen, and hand each connection that comes in there to `handle`, in a task of its own.
+
+        `lease`: 16 random bytes. Who asks again with the same takes the listener over from its earlier self, with
+        those who wait at it: keep it for as long as the listener is wanted. `listening` is called with each address
+        that the agent bound, once it is known. What `handle` raises before it fetches is the denial; after that it is
+        reported. It fetches or denies: what it does neither with is denied when it returns.
+
+        Runs until cancelled, which ends the handlers too. Raises what the agent answered, or why the session was lost;
+        connections that were fetched then go on until they hear their own end.
+        """
+        ready = await self.login()
+        control = self._control
+        if control is None:
+            raise Gone(f"{self.name}: the session was lost")
+        if LISTEN not in ready.modes:
+            raise NoSuchMode(
+                f"{self.name}: the agent does not listen for its clients",
+                hint="install a later vsockfwd where the agent runs, and start it again",
+            )
+        number = next(self._numbers)
+
+        async def fetch(ticket: bytes) -> Link:
+            return (await self._ask(ready, LISTEN, Fetch(number, ticket), (1,))).channel
+
+        listener = RemoteListener(control, number, handle, fetch, self.engine.report)
+        try:
+            asking = control.machine.listen(Listen(number, str(address), lease))
+        except LocalProtocolError as error:
+            raise BadRequest(f"{self.name}: {error}") from None
+        self._remote_listeners[number] = listener
+        try:
+            control.post(asking)
+            with trio.fail_after(ANSWER_DEADLINE):
+                bound = await listener.bound()
+            for where in bound:
+                listening(where)
+            await listener.over()
+        except trio.TooSlowError:
+            raise TimedOut(f"{self.name}: no answer to a request within {ANSWER_DEADLINE:g} s") from None
+        finally:
+            del self._remote_listeners[number]
+            listener.stop()
 
     async def open(
         self, mode: str, arguments: msgspec.Struct | None = None, *, versions: tuple[int, ...] = (1,)
@@ -218,9 +284,7 @@ class Session:
     def leave(self) -> None:
         """Say goodbye as far as that can be done without waiting."""
         if self._control is not None:
-            with contextlib.suppress(OSError, LocalProtocolError):
-                self._control.stream.try_send(self._control.machine.bye(ShuttingDown("the client is done")))
-            self._control.close()
+            self._control.leave(ShuttingDown("the client is done"))
         self._forget()
 
 

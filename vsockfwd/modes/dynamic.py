@@ -35,6 +35,7 @@ from vsockfwd.plugin import (
     TcpAddress,
     TimedOut,
     VsockfwdError,
+    WhenDown,
     Work,
 )
 
@@ -49,6 +50,7 @@ class DynamicRule(AgentRule, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """`kind = "dynamic"`: listen on this side; clients say where the agent is to connect."""
 
     listen: StreamEnd
+    when_down: WhenDown = "accept"
 
     def title(self) -> str:
         return f"SOCKS at {self.listen.value.bare()} through {self.target}"
@@ -86,7 +88,7 @@ async def serve_client(engine: Engine, session: Session, near: Stream, rule: str
         return
     except (EOFError, trio.BrokenResourceError):
         return  # gone before it asked, as those do who look whether a port is open
-    with connection(engine, f"{rule} to {asked.bare()}", near) as told:
+    with connection(engine, f"{rule} to {asked.bare()}", near.peer, lambda _: near.abort()) as told:
         channel = await _open(session, near, greeting, asked)
         told.outcome = await _carry(channel, near, greeting, carrying)
 

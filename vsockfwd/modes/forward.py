@@ -1,7 +1,8 @@
 """Forwarding: connections taken here are served there.
 
 *Raw* joins each connection taken on one address with a new one to another; it passes on what it sees. *Local* (`-L`)
-goes through an agent, which dials; between the two every end is told, so that a cut never looks like an end.
+goes through an agent, which dials; *remote* (`-R`) has the agent listen, and dials here. Between the two every end is
+told, so that a cut never looks like an end.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import ipaddress
 import re
 from collections.abc import Callable, Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import trio
@@ -24,22 +25,28 @@ from vsockfwd.plugin import (
     AgentRule,
     Call,
     Closed,
-    Code,
     Ending,
     Engine,
     ForwardRule,
     Identity,
+    Incoming,
+    Listening,
+    NotAllowed,
     Opened,
     Outcome,
     Relays,
     Reset,
     Resource,
     RuleKind,
+    State,
     Stream,
     StreamEnd,
     VsockfwdError,
+    WhenDown,
     Work,
     decode_arguments,
+    ending_of,
+    header,
     header_for,
     parse_stream,
     read_header,
@@ -86,11 +93,6 @@ async def serve(call: Call) -> None:
 # --- the client's side
 
 
-def _outcome_of(error: VsockfwdError) -> Outcome:
-    ending = {Code.REFUSED: Ending.REFUSED, Code.TIMED_OUT: Ending.TIMED_OUT}.get(error.code, Ending.FAILED)
-    return Outcome(ending, "", error.line())
-
-
 Proxying = Literal["", "v2"]
 """Whether the far end is told who connected, and how: docs/proxy-protocol.md."""
 
@@ -115,6 +117,7 @@ class LocalRule(AgentRule, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     listen: StreamEnd
     connect: StreamEnd
+    when_down: WhenDown = "accept"
     proxy_protocol: Proxying = ""
     accept_proxy: bool = False
 
@@ -123,6 +126,20 @@ class LocalRule(AgentRule, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def listens(self) -> tuple[str, Address]:
         return HERE, self.listen.value
+
+
+class RemoteRule(AgentRule, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """`kind = "remote"`: the agent listens, and each connection taken there is joined to `connect` here."""
+
+    listen: StreamEnd
+    connect: StreamEnd
+    proxy_protocol: Proxying = ""
+
+    def title(self) -> str:
+        return f"{self.listen.value.bare()} of {self.target} → {self.connect.value.bare()}"
+
+    def listens(self) -> tuple[str, Address]:
+        return self.target, self.listen.value
 
 
 async def run_raw(work: Work, rule: RawRule) -> None:
@@ -149,7 +166,7 @@ async def run_raw(work: Work, rule: RawRule) -> None:
             except VsockfwdError as error:
                 engine.report(Opened(name, str(near.peer)))
                 near.abort()
-                engine.report(Closed(name, str(near.peer), _outcome_of(error)))
+                engine.report(Closed(name, str(near.peer), Outcome(ending_of(error.code), "", error.line())))
                 leave()
                 return True
             if far is None:
@@ -159,7 +176,7 @@ async def run_raw(work: Work, rule: RawRule) -> None:
             return True
 
         async def handle(near: Stream) -> None:
-            with connection(engine, name, near) as told:
+            with connection(engine, name, near.peer, lambda _: near.abort()) as told:
                 source = await read_header(near) if rule.accept_proxy else near.peer
                 far = await engine.network.connect(connect)
                 if rule.proxy_protocol:
@@ -189,7 +206,7 @@ async def run_local(work: Work, rule: LocalRule) -> None:
     async with work.keeper(rule.target) as keeper:
 
         async def handle(near: Stream) -> None:
-            with connection(work.engine, work.name, near) as told:
+            with connection(work.engine, work.name, near.peer, lambda _: near.abort()) as told:
                 source = await read_header(near) if rule.accept_proxy else near.peer
                 opened = await keeper.session.open(NAME, connect)
                 if rule.proxy_protocol:
@@ -199,6 +216,52 @@ async def run_local(work: Work, rule: LocalRule) -> None:
                 )
 
         await work.listen_and_serve(keeper, rule.when_down, rule.listen.value, purpose, handle)
+
+
+async def run_remote(work: Work, rule: RemoteRule) -> None:
+    """Have the agent listen, and join every connection taken there to a new one to `connect`."""
+    engine, connect = work.engine, rule.connect.value
+    carrying = {"idle": rule.idle_timeout, "half_open": rule.half_open_timeout, "live": work.live}
+
+    async def handle(incoming: Incoming) -> None:
+        with work.admitted(incoming.peer) as why:
+            if why:
+                incoming.deny(NotAllowed(why))
+            else:
+                await carry_incoming(engine, work.name, incoming, connect, bool(rule.proxy_protocol), **carrying)
+
+    def listening(bound: str) -> None:
+        work.listening += (bound,)
+        engine.report(Listening(bound, f"of {rule.target} → {connect.bare()}"))
+        work.set(State.UP)
+
+    async with work.keeper(rule.target) as keeper, trio.open_nursery() as nursery:
+        nursery.start_soon(keeper.session.listen, rule.listen.value, work.lease, handle, listening)
+        await engine.stopping.wait()
+        await work.idle()
+        nursery.cancel_scope.cancel()
+
+
+async def carry_incoming(
+    engine: Engine, rule: str, incoming: Incoming, connect: Address, introduced: bool = False, **carrying: Any
+) -> None:
+    """Join a connection that was taken at the agent's to a new one to `connect`.
+
+    Dials before it fetches: who came is reset where nothing answers here, and a server that speaks first is heard.
+    `carrying` is what the channel's `relay` takes.
+    """
+    with connection(engine, rule, incoming.peer, incoming.deny) as told:
+        near = await engine.network.connect(connect)
+        try:
+            if introduced:
+                await near.send_all(header(incoming.peer))
+            channel = await incoming.fetch()
+        except BaseException as error:
+            near.abort()
+            if isinstance(error, trio.BrokenResourceError):
+                raise Reset(f"{near.name}: closed before it was told who connects") from None
+            raise
+        told.outcome = await channel.relay(near, dialled=True, **carrying)
 
 
 class _Told:
@@ -211,22 +274,23 @@ class _Told:
 
 
 @contextlib.contextmanager
-def connection(engine: Engine, rule: str, near: Stream) -> Iterator[_Told]:
-    """Report a connection's begin and end. An error in between is its outcome, and the neighbour is reset."""
+def connection(engine: Engine, rule: str, peer: Identity, refuse: Callable[[VsockfwdError], None]) -> Iterator[_Told]:
+    """Report a connection's begin and end. An error in between is its outcome, and `refuse` tells the peer."""
     told = _Told()
-    engine.report(Opened(rule, str(near.peer)))
+    engine.report(Opened(rule, str(peer)))
     try:
         yield told
     except VsockfwdError as error:
-        near.abort()
-        told.outcome = _outcome_of(error)
+        refuse(error)
+        told.outcome = Outcome(ending_of(error.code), "", error.line())
     finally:
         if not told.by_another:
-            engine.report(Closed(rule, str(near.peer), told.outcome))
+            engine.report(Closed(rule, str(peer), told.outcome))
 
 
 RAW = RuleKind("raw", RawRule, run_raw)
 LOCAL = RuleKind("local", LocalRule, run_local)
+REMOTE = RuleKind("remote", RemoteRule, run_remote)
 
 
 # --- ssh's spelling

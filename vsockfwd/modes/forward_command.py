@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import trio
 import typer
 
-from vsockfwd.modes.forward import LOCAL, RAW, LocalRule, RawRule, parse_bind, parse_forward
+from vsockfwd.modes.forward import LOCAL, RAW, REMOTE, LocalRule, RawRule, RemoteRule, parse_bind, parse_forward
 from vsockfwd.modes.stdio import join_stdio
 from vsockfwd.plugin import (
     Address,
@@ -41,6 +41,10 @@ def forward(
     local: Annotated[
         list[str] | None,
         typer.Option("-L", metavar="[BIND:]PORT:HOST:HOSTPORT", help="listen here, connect from the agent's machine"),
+    ] = None,
+    remote: Annotated[
+        list[str] | None,
+        typer.Option("-R", metavar="[BIND:]PORT:HOST:HOSTPORT", help="listen on the agent's side, connect from here"),
     ] = None,
     dynamic: Annotated[
         list[str] | None,
@@ -79,12 +83,14 @@ def forward(
         limits["max_connections"] = max_connections
     _check(when_down, idle_timeout, half_open_timeout, max_connections, drain)
     if stdio is not None:
-        return _stdio(invocation, addresses, stdio, port, bool(local or dynamic or background))
-    if local or dynamic:
+        return _stdio(invocation, addresses, stdio, port, bool(local or remote or dynamic or background))
+    if local or remote or dynamic:
         target = invocation.target(addresses[0], port)
-        through = {"target": str(target), "when_down": when_down, **limits}
-        rules = [_local(spec, through) for spec in local or ()]
-        rules += [_dynamic(spec, through) for spec in dynamic or ()]
+        through = {"target": str(target), **limits}
+        listening = {"when_down": when_down, **through}
+        rules = [_local(spec, listening) for spec in local or ()]
+        rules += [_remote(spec, through) for spec in remote or ()]
+        rules += [_dynamic(spec, listening) for spec in dynamic or ()]
         if background and addresses[1:]:
             raise UsageError("-f and a COMMAND exclude each other", hint="the command's own & puts all in background")
         run = _Run(invocation, rules, target, exit_on_failure, addresses[1:], drain)
@@ -115,6 +121,11 @@ def _check(when_down: str, idle: float, half_open: float, most: int | None, drai
 def _local(spec: str, through: dict[str, Any]) -> NamedRule:
     listen, connect = parse_forward(spec)
     return NamedRule(f"-L {spec}", LOCAL, LocalRule(listen=StreamEnd(listen), connect=StreamEnd(connect), **through))
+
+
+def _remote(spec: str, through: dict[str, Any]) -> NamedRule:
+    listen, connect = parse_forward(spec)
+    return NamedRule(f"-R {spec}", REMOTE, RemoteRule(listen=StreamEnd(listen), connect=StreamEnd(connect), **through))
 
 
 def _dynamic(spec: str, through: dict[str, Any]) -> NamedRule:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vsockfwd.modes.dynamic import DYNAMIC
-from vsockfwd.modes.forward import LOCAL, NAME, RAW, resources, serve
+from vsockfwd.modes.forward import LOCAL, NAME, RAW, REMOTE, resources, serve
 from vsockfwd.plugin import Mode
 
 MODE = Mode(
@@ -11,5 +11,5 @@ MODE = Mode(
     "forwards connections, raw or through an agent",
     serve=serve,
     resources=resources,
-    rules=(RAW, LOCAL, DYNAMIC),
+    rules=(RAW, LOCAL, REMOTE, DYNAMIC),
 )

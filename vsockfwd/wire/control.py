@@ -5,10 +5,13 @@
                                               │ ERROR            │ ERROR
                                               ▼                  ▼
                                             OVER               OVER
-    OPEN: PING, PONG · BYE ──▶ OVER, the same for both
+    OPEN: PING, PONG, LISTEN, DENY · BYE ──▶ OVER, the same for both; INCOMING from the agent alone
 
-AUTH stands between HELLO and READY, LISTEN, INCOMING, DENY and STATUS in OPEN: their numbers are assigned, their
-rows come with what speaks them; until then they are refused as out of place.
+LISTEN asks when the client says it and grants when the agent does. DENY names an announced connection (the client
+will not have it), or else the listener itself: it is not granted, or is over.
+
+AUTH stands between HELLO and READY, STATUS in OPEN: their numbers are assigned, their rows come with what speaks
+them; until then they are refused as out of place.
 """
 
 from __future__ import annotations
@@ -19,15 +22,50 @@ from typing import ClassVar
 
 import msgspec
 
-from vsockfwd.errors import PeerBrokeProtocol, Reset, Unreachable, VersionMismatch, VsockfwdError, printable
-from vsockfwd.wire.frames import FRAME_LIMIT, VERSIONS, Buffer, FrameType, RawFrame, pack
+from vsockfwd.errors import (
+    LocalProtocolError,
+    PeerBrokeProtocol,
+    Reset,
+    Unreachable,
+    VersionMismatch,
+    VsockfwdError,
+    printable,
+)
+from vsockfwd.identity import Identity
+from vsockfwd.wire.frames import FRAME_LIMIT, HANDSHAKE_LIMIT, VERSIONS, Buffer, FrameType, RawFrame, pack
 from vsockfwd.wire.machine import NOT_AN_AGENT, Machine, Role, State
-from vsockfwd.wire.messages import Hello, Ready, choose, decode, encode, error_of, failure_of
+from vsockfwd.wire.messages import (
+    TOKEN_LENGTH,
+    Deny,
+    Granted,
+    Hello,
+    Incoming,
+    Listen,
+    Ready,
+    choose,
+    decode,
+    denial_of,
+    encode,
+    error_in,
+    error_of,
+    failure_of,
+    identity_of,
+    neighbour_of,
+)
 
 PING_LIMIT = 64
 """The most bytes that a PING may carry; its PONG brings them back."""
 
-_UP: dict[int, State] = {FrameType.PING: State.OPEN, FrameType.PONG: State.OPEN, FrameType.BYE: State.OVER}
+UNANSWERED = 64
+"""Announcements of one listener that may be unanswered at a time."""
+
+_UP: dict[int, State] = {
+    FrameType.PING: State.OPEN,
+    FrameType.PONG: State.OPEN,
+    FrameType.LISTEN: State.OPEN,
+    FrameType.DENY: State.OPEN,
+    FrameType.BYE: State.OVER,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +111,42 @@ class Farewell:
     error: VsockfwdError
 
 
-ControlEvent = Greeted | Welcomed | Refused | Pinged | Ponged | Farewell
+@dataclass(frozen=True, slots=True)
+class ListenAsked:
+    """The agent's side: a client wants to be listened for. Nothing of it has been believed yet."""
+
+    request: Listen
+
+
+@dataclass(frozen=True, slots=True)
+class ListenGranted:
+    """The client's side: the agent listens. The addresses are fit for a terminal."""
+
+    id: int
+    bound: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """The client's side: a connection came in at a listener, and can be fetched with the ticket."""
+
+    id: int
+    ticket: bytes
+    peer: Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """No to the connection with this ticket; or, without one, no more of the listener."""
+
+    id: int
+    ticket: bytes
+    error: VsockfwdError
+
+
+ControlEvent = (
+    Greeted | Welcomed | Refused | Pinged | Ponged | Farewell | ListenAsked | ListenGranted | Announced | Denied
+)
 
 
 class ControlMachine(Machine):
@@ -84,7 +157,7 @@ class ControlMachine(Machine):
         Role.AGENT: {
             State.START: {FrameType.HELLO: State.ASKED, FrameType.ERROR: State.OVER},
             State.ASKED: {FrameType.READY: State.OPEN, FrameType.ERROR: State.OVER},
-            State.OPEN: _UP,
+            State.OPEN: {**_UP, FrameType.INCOMING: State.OPEN},
         },
     }
     opening = frozenset({FrameType.READY})
@@ -113,6 +186,26 @@ class ControlMachine(Machine):
     def pong(self, payload: bytes) -> bytes:
         """Answer a PING with its own payload."""
         return self._sending(FrameType.PONG) + pack(FrameType.PONG, payload[:PING_LIMIT])
+
+    def listen(self, request: Listen) -> bytes:
+        """Client: ask to be listened for. Raises LocalProtocolError where the request is larger than an agent takes."""
+        payload = encode(request)
+        if len(payload) > HANDSHAKE_LIMIT or len(request.lease) != TOKEN_LENGTH:
+            raise LocalProtocolError(f"a request of {len(payload)} bytes with a lease of {len(request.lease)}")
+        return self._sending(FrameType.LISTEN) + pack(FrameType.LISTEN, payload)
+
+    def grant(self, granted: Granted) -> bytes:
+        """Agent: it listens."""
+        return self._sending(FrameType.LISTEN) + pack(FrameType.LISTEN, encode(granted))
+
+    def announce(self, id: int, ticket: bytes, peer: Identity) -> bytes:
+        """Agent: a connection came in."""
+        incoming = Incoming(id, ticket, neighbour_of(peer))
+        return self._sending(FrameType.INCOMING) + pack(FrameType.INCOMING, encode(incoming))
+
+    def deny(self, error: VsockfwdError, id: int, ticket: bytes = b"") -> bytes:
+        """Client: no to the connection with this ticket. Both, without one: this listener is not, or no more."""
+        return self._sending(FrameType.DENY) + pack(FrameType.DENY, denial_of(error, id, ticket), error.code)
 
     def bye(self, error: VsockfwdError) -> bytes:
         """End the session, and say why."""
@@ -151,8 +244,23 @@ class ControlMachine(Machine):
                 return Pinged(bytes(frame.payload[:PING_LIMIT]))
             case FrameType.PONG:
                 return Ponged(bytes(frame.payload[:PING_LIMIT]))
+            case FrameType.LISTEN if self.role is Role.AGENT:
+                return ListenAsked(decode(frame.payload, Listen, "LISTEN"))
+            case FrameType.LISTEN:
+                granted = decode(frame.payload, Granted, "LISTEN")
+                return ListenGranted(granted.id, tuple(map(printable, granted.bound)))
+            case FrameType.INCOMING:
+                incoming = decode(frame.payload, Incoming, "INCOMING")
+                return Announced(incoming.id, incoming.ticket, identity_of(incoming.peer))
+            case FrameType.DENY:
+                return self._denied(frame.code, decode(frame.payload, Deny, "DENY"))
             case _:
                 return Farewell(error_of(frame.code, frame.payload, f"the {self.role.other.value}"))
+
+    def _denied(self, code: int, deny: Deny) -> Denied:
+        if deny.ticket and (self.role is Role.CLIENT or len(deny.ticket) != TOKEN_LENGTH):
+            raise PeerBrokeProtocol("the peer's DENY makes no sense: its ticket is none of ours")
+        return Denied(deny.id, deny.ticket, error_in(deny, code, f"the {self.role.other.value}"))
 
     def _check_ready(self, ready: Ready) -> Ready:
         """An agent chooses among what the client offered, and its words are fit for a terminal from here on."""
