@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
 
-from vsockfwd.address import AGENT_PORT, Address, HybridAddress, TcpAddress, UnixAddress, VsockAddress, parse_stream
+from vsockfwd.address import (
+    AGENT_PORT,
+    Address,
+    FdAddress,
+    HybridAddress,
+    TcpAddress,
+    UnixAddress,
+    VsockAddress,
+    parse_stream,
+)
 from vsockfwd.contract import Mode
 from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent
 from vsockfwd.engine.invocation import Invocation
 from vsockfwd.engine.server import serve_listeners
-from vsockfwd.errors import AddressError, NotAllowed, UsageError, printable
+from vsockfwd.errors import AddressError, NotAllowed, UsageError, VsockfwdError, printable
 from vsockfwd.events import Listening
+from vsockfwd.identity import CID_ANY
 from vsockfwd.policy import Policy
 from vsockfwd.transport.base import Listener
 
@@ -25,7 +35,12 @@ def serve(
     invocation: Invocation,
     listen: Annotated[
         list[str] | None,
-        typer.Option("-l", "--listen", metavar="ADDRESS", help=f"where to listen (default vsock:any:{AGENT_PORT})"),
+        typer.Option(
+            "-l",
+            "--listen",
+            metavar="ADDRESS",
+            help=f"where to listen (default: the sockets that systemd passes, else vsock:any:{AGENT_PORT})",
+        ),
     ] = None,
     allow_cid: Annotated[
         list[str] | None,
@@ -42,7 +57,7 @@ def serve(
 
     On vsock it lets in privileged processes of the host only, on unix: its own user and root; --allow-… widens that.
     """
-    addresses = [parse_stream(text) for text in listen or [f"vsock:any:{AGENT_PORT}"]]
+    addresses = [parse_stream(text) for text in listen or []]
     policy = Policy(
         own_uid=os.geteuid(),
         cids=frozenset(map(_cid, allow_cid or [])),
@@ -86,17 +101,40 @@ def check_listening(address: Address, policy: Policy) -> None:
         raise UsageError("stdio is one connection, an agent listens for many")
 
 
+def default_addresses(engine: Engine) -> list[Address]:
+    """Where to listen when nothing was said: on what the service manager passed, as everybody does, or on vsock."""
+    return [FdAddress(name) for name in engine.service.descriptors] or [VsockAddress(CID_ANY, AGENT_PORT)]
+
+
 async def _serve(engine: Engine, addresses: list[Address], policy: Policy, modes: Mapping[str, Mode]) -> None:
-    listeners: list[Listener] = []
-    try:
-        for address in addresses:
-            listeners += await engine.network.listen(address)
-    except BaseException:
-        for listener in listeners:
-            listener.close()
-        raise
+    listeners = await _listen(engine, addresses or default_addresses(engine), policy)
     agent = Agent(engine, modes, policy)
     names = ", ".join(sorted(agent.modes))
     for listener in listeners:
         engine.report(Listening(str(listener.address), f"for clients; modes: {names}"))
+    await engine.service.ready(f"listening on {', '.join(str(listener.address) for listener in listeners)}")
     await serve_listeners(listeners, agent.handle, engine.report)
+
+
+async def _listen(engine: Engine, addresses: list[Address], policy: Policy) -> list[Listener]:
+    listeners: list[Listener] = []
+    try:
+        for address in addresses:
+            opened = await engine.network.listen(address)
+            listeners += opened
+            if isinstance(address, FdAddress):
+                _check_inherited(address, opened, policy)
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def _check_inherited(address: FdAddress, listeners: Sequence[Listener], policy: Policy) -> None:
+    """What is inherited is known when it is opened: it is held to the same rules."""
+    for listener in listeners:
+        try:
+            check_listening(listener.address, policy)
+        except VsockfwdError as error:
+            raise error.within(str(address)) from None
