@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
+import trio
 import typer
 
 from vsockfwd.address import (
@@ -19,6 +20,7 @@ from vsockfwd.address import (
     VsockAddress,
     parse_stream,
 )
+from vsockfwd.cli.metrics import listen_for_metrics, measured, serve_metrics
 from vsockfwd.contract import Mode
 from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent
@@ -52,6 +54,10 @@ def serve(
     allow_guest: Annotated[
         bool, typer.Option("--allow-guest", help="trust the guest behind a hybrid: socket listened on")
     ] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option("--metrics", metavar="ADDRESS", help="serve Prometheus metrics there, such as tcp:9876"),
+    ] = None,
 ) -> int:
     """Run the agent: what -L forwards, cp and dgram talk to, usually inside the guest.
 
@@ -66,7 +72,7 @@ def serve(
     )
     for address in addresses:
         check_listening(address, policy)
-    return invocation.run(_serve, addresses, policy, invocation.modes())
+    return invocation.run(_serve, addresses, policy, invocation.modes(), metrics)
 
 
 def _cid(text: str) -> int:
@@ -106,14 +112,20 @@ def default_addresses(engine: Engine) -> list[Address]:
     return [FdAddress(name) for name in engine.service.descriptors] or [VsockAddress(CID_ANY, AGENT_PORT)]
 
 
-async def _serve(engine: Engine, addresses: list[Address], policy: Policy, modes: Mapping[str, Mode]) -> None:
-    listeners = await _listen(engine, addresses or default_addresses(engine), policy)
-    agent = Agent(engine, modes, policy)
-    names = ", ".join(sorted(agent.modes))
-    for listener in listeners:
-        engine.report(Listening(str(listener.address), f"for clients; modes: {names}"))
-    await engine.service.ready(f"listening on {', '.join(str(listener.address) for listener in listeners)}")
-    await serve_listeners(listeners, agent.handle, engine.report)
+async def _serve(
+    engine: Engine, addresses: list[Address], policy: Policy, modes: Mapping[str, Mode], metrics: str | None
+) -> None:
+    async with trio.open_nursery() as nursery:
+        if metrics is not None:
+            engine, registry = measured(engine)
+            nursery.start_soon(serve_metrics, await listen_for_metrics(engine, metrics), registry, engine.report)
+        listeners = await _listen(engine, addresses or default_addresses(engine), policy)
+        agent = Agent(engine, modes, policy)
+        names = ", ".join(sorted(agent.modes))
+        for listener in listeners:
+            engine.report(Listening(str(listener.address), f"for clients; modes: {names}"))
+        await engine.service.ready(f"listening on {', '.join(str(listener.address) for listener in listeners)}")
+        await serve_listeners(listeners, agent.handle, engine.report)
 
 
 async def _listen(engine: Engine, addresses: list[Address], policy: Policy) -> list[Listener]:
