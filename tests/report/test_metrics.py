@@ -18,10 +18,23 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cli.process import agent, wait_until
 from tests.peers import need
-from vsockfwd.cli.metrics import DEADLINE, HEAD_LIMIT, listen_for_metrics, measured, serve_metrics
+from vsockfwd.address import parse
+from vsockfwd.cli.metrics import DEADLINE, HEAD_LIMIT, measured, serve_metrics
 from vsockfwd.engine import Engine
 from vsockfwd.errors import UsageError
-from vsockfwd.events import Closed, Denied, Dropped, Ending, Event, Opened, Outcome, Problem, SessionDown, SessionUp
+from vsockfwd.events import (
+    Closed,
+    Denied,
+    Dropped,
+    Ending,
+    Event,
+    Opened,
+    Outcome,
+    Problem,
+    RuleChanged,
+    SessionDown,
+    SessionUp,
+)
 from vsockfwd.report.metrics import NAMES, MetricsReporter
 
 
@@ -72,7 +85,7 @@ def test_an_end_whose_beginning_was_not_told_leaves_the_open_connections_right()
 def test_what_belongs_to_no_connection_is_counted_too():
     found = counted(
         Denied("x", "y"), Problem("x", "y"), Problem("x", "z"), Dropped("dns", "too large", 3), SessionUp("3", "me"),
-        SessionUp("4", "me"), SessionDown("4", "gone"),
+        SessionUp("4", "me"), SessionDown("4", "gone"), RuleChanged("web", "up"), RuleChanged("db", "down", "why"),
     )  # fmt: skip
     assert found["denied_total",] == 1
     assert found["problems_total",] == 2
@@ -80,6 +93,8 @@ def test_what_belongs_to_no_connection_is_counted_too():
     assert found["session_up", "3"] == 1
     assert found["session_up", "4"] == 0
     assert found["sessions_lost_total", "4"] == 1
+    assert found["rule_up", "web"] == 1
+    assert found["rule_up", "db"] == 0
     assert found["process_open_fds",] > 0
 
 
@@ -96,7 +111,7 @@ def test_a_client_that_asks_for_a_thousand_addresses_does_not_fill_the_memory():
 async def scraped(registry: CollectorRegistry) -> AsyncIterator[int]:
     """A port on loopback where the registry is served."""
     async with trio.open_nursery() as nursery:
-        listeners = await listen_for_metrics(Engine(), "tcp:0")
+        listeners = await Engine().network.listen(parse("tcp:0"))
         nursery.start_soon(serve_metrics, listeners, registry)
         yield listeners[0].address.port  # type: ignore[attr-defined]
         nursery.cancel_scope.cancel()
@@ -141,7 +156,7 @@ async def test_who_sends_nothing_is_hung_up_on_and_who_leaves_early_is_no_proble
     autojump_clock: trio.testing.MockClock,
 ):
     problems: list[Event] = []
-    listeners = await listen_for_metrics(Engine(), "tcp:0")
+    listeners = await Engine().network.listen(parse("tcp:0"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_metrics, listeners, CollectorRegistry(), problems.append)
         port = listeners[0].address.port  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -155,7 +156,7 @@ def test_an_agent_says_when_it_is_ready_that_it_lives_and_that_it_stops(
     env = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "40000"}
     with Server("serve", "--listen", f"unix:{tmp_path}/a", env=env) as agent:
         heard = [manager.next() for _ in range(4)]
-        agent.signal(15)
+        agent.signal(signal.SIGTERM)
     heard += manager.all()
     assert f"READY=1\nSTATUS=listening on unix:{tmp_path}/a" in heard
     assert heard.count("WATCHDOG=1") >= 2
@@ -169,3 +170,18 @@ def test_a_command_that_fails_to_listen_is_never_ready(manager: Manager, address
     )  # fmt: skip
     assert done.returncode == 73
     assert manager.all() == []
+
+
+def test_up_says_when_its_rules_run_when_it_has_read_them_again_and_when_it_stops(
+    manager: Manager, address: str, tmp_path: Path
+) -> None:
+    config = tmp_path / "vsockfwd.toml"
+    config.write_text(f'[[forward]]\nname = "a"\nkind = "raw"\nlisten = "unix:{tmp_path}/a"\nconnect = "unix:/b"\n')
+    words = ("up", "-c", os.fspath(config), "--control", f"{tmp_path}/control.sock")
+    with Server(*words, env={"NOTIFY_SOCKET": address}) as up:
+        assert manager.next() == f"READY=1\nSTATUS=1 rules of {config}"
+        up.process.send_signal(signal.SIGHUP)
+        assert manager.next().startswith("RELOADING=1\nMONOTONIC_USEC=")
+        assert manager.next() == "READY=1"
+        assert up.signal(signal.SIGTERM) == 0
+    assert manager.all() == ["STOPPING=1"]

@@ -34,7 +34,10 @@ def test_systemd_knows_every_word_of_the_units(kind: str, tmp_path: Path):
     units = []
     for unit in sorted((UNITS / kind).iterdir()):
         made = tmp_path / unit.name
-        made.write_text(unit.read_text().replace("ExecStart=vsockfwd", f"ExecStart={sys.executable} -m vsockfwd"))
+        text = unit.read_text()
+        for key in ("ExecStart", "ExecReload"):
+            text = text.replace(f"{key}=vsockfwd", f"{key}={sys.executable} -m vsockfwd")
+        made.write_text(text)
         units.append(os.fspath(made))
     done = analyze("verify", f"--{kind}", "--man=no", *units, folder=tmp_path)
     told = [line for line in done.stderr.splitlines() if "vsockfwd" in line]

@@ -7,10 +7,12 @@ status, a request's head is bounded in bytes and the whole exchange in time, who
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import trio
+import typer
 
 from vsockfwd.address import parse_stream
 from vsockfwd.engine import Engine
@@ -22,6 +24,10 @@ from vsockfwd.transport.base import Listener, Stream
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
+
+Metrics = Annotated[
+    str | None, typer.Option("--metrics", metavar="ADDRESS", help="serve Prometheus metrics there, such as tcp:9876")
+]
 
 HEAD_LIMIT = 8192
 """Bytes of a request's line and headers."""
@@ -37,6 +43,26 @@ _REASONS = {
 }  # fmt: skip
 
 
+@asynccontextmanager
+async def metered(engine: Engine, address: str | None) -> AsyncIterator[Engine]:
+    """The engine with all that it reports counted, and served at the address while the block runs; None: as it is.
+
+    Loopback unless the address says otherwise, as everywhere. Raises AddressError, what listening may fail with, and
+    UsageError where the extra is missing.
+    """
+    if address is None:
+        yield engine
+        return
+    counted, registry = measured(engine)
+    listeners = await engine.network.listen(parse_stream(address))
+    for listener in listeners:
+        engine.report(Listening(str(listener.address), "for GET /metrics"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_metrics, listeners, registry, engine.report)
+        yield counted
+        nursery.cancel_scope.cancel()
+
+
 def measured(engine: Engine) -> tuple[Engine, CollectorRegistry]:
     """The engine with all that it reports counted as well, and where. Raises UsageError where the extra is missing."""
     try:
@@ -49,14 +75,6 @@ def measured(engine: Engine) -> tuple[Engine, CollectorRegistry]:
         raise UsageError("metrics need the package prometheus-client", hint="pip install 'vsockfwd[metrics]'") from None
     registry = CollectorRegistry()
     return dataclasses.replace(engine, report=both(engine.report, MetricsReporter(registry))), registry
-
-
-async def listen_for_metrics(engine: Engine, address: str) -> Sequence[Listener]:
-    """Open the listeners for metrics and say so. Loopback unless the address says otherwise, as everywhere."""
-    listeners = await engine.network.listen(parse_stream(address))
-    for listener in listeners:
-        engine.report(Listening(str(listener.address), "for GET /metrics"))
-    return listeners
 
 
 async def serve_metrics(listeners: Sequence[Listener], registry: CollectorRegistry, report: Report = ignore) -> None:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-import trio
 import typer
 
 from vsockfwd.address import (
@@ -20,7 +19,7 @@ from vsockfwd.address import (
     VsockAddress,
     parse_stream,
 )
-from vsockfwd.cli.metrics import listen_for_metrics, measured, serve_metrics
+from vsockfwd.cli.metrics import Metrics, metered
 from vsockfwd.contract import Mode
 from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent
@@ -54,10 +53,7 @@ def serve(
     allow_guest: Annotated[
         bool, typer.Option("--allow-guest", help="trust the guest behind a hybrid: socket listened on")
     ] = False,
-    metrics: Annotated[
-        str | None,
-        typer.Option("--metrics", metavar="ADDRESS", help="serve Prometheus metrics there, such as tcp:9876"),
-    ] = None,
+    metrics: Metrics = None,
 ) -> int:
     """Run the agent: what -L forwards, cp and dgram talk to, usually inside the guest.
 
@@ -115,10 +111,7 @@ def default_addresses(engine: Engine) -> list[Address]:
 async def _serve(
     engine: Engine, addresses: list[Address], policy: Policy, modes: Mapping[str, Mode], metrics: str | None
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        if metrics is not None:
-            engine, registry = measured(engine)
-            nursery.start_soon(serve_metrics, await listen_for_metrics(engine, metrics), registry, engine.report)
+    async with metered(engine, metrics) as engine:
         listeners = await _listen(engine, addresses or default_addresses(engine), policy)
         agent = Agent(engine, modes, policy)
         names = ", ".join(sorted(agent.modes))

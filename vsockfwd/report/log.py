@@ -34,6 +34,7 @@ from vsockfwd.events import (
     Opened,
     Planned,
     Problem,
+    RuleChanged,
     SessionDown,
 )
 from vsockfwd.report.lines import LINE_LIMIT, json_of, put_line
@@ -79,6 +80,8 @@ def severity(event: Event) -> Severity:
         case Closed(outcome=outcome):
             return Severity.INFO if outcome.ending in (Ending.COMPLETE, Ending.STOPPED) else Severity.WARNING
         case Denied() | Dropped() | SessionDown() | Repeated():
+            return Severity.WARNING
+        case RuleChanged(why=why) if why:
             return Severity.WARNING
         case Opened() | Planned() | Moved():
             return Severity.DEBUG

@@ -12,7 +12,7 @@ from collections import Counter as Tally
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from vsockfwd.errors import printable
-from vsockfwd.events import Closed, Denied, Dropped, Event, Opened, Problem, SessionDown, SessionUp
+from vsockfwd.events import Closed, Denied, Dropped, Event, Opened, Problem, RuleChanged, SessionDown, SessionUp
 
 NAMES = 200
 """Values that a label may have, but for `OTHER`."""
@@ -63,6 +63,7 @@ class MetricsReporter:
         self.dropped = Counter(
             "vsockfwd_datagrams_dropped", "Datagrams that were not delivered", ["rule", "reason"], registry=registry
         )
+        self.rule = Gauge("vsockfwd_rule_up", "1 while the rule is up", ["rule"], registry=registry)
         self.session = Gauge("vsockfwd_session_up", "1 while logged in to the agent", ["target"], registry=registry)
         self.losses = Counter("vsockfwd_sessions_lost", "Sessions that ended", ["target"], registry=registry)
         self.problems = Counter("vsockfwd_problems", "Failures that ended nothing else", registry=registry)
@@ -82,6 +83,8 @@ class MetricsReporter:
             case SessionDown(target=target):
                 self.session.labels(self._targets(target)).set(0)
                 self.losses.labels(self._targets(target)).inc()
+            case RuleChanged(rule=rule, state=state):
+                self.rule.labels(self._rules(rule)).set(state == "up")
             case Problem():
                 self.problems.inc()
 
