@@ -6,6 +6,7 @@ import datetime
 import io
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -139,6 +140,16 @@ def test_standard_error_that_leads_to_the_journal_is_found_out(tmp_path: Path, m
             assert isinstance(reporter(0, False, False, other), LineReporter)
             assert isinstance(reporter(0, False, False, io.StringIO()), LineReporter)
     assert (tmp_path / "journal").read_text() == f"<6>{DONE}\n"
+
+
+def test_the_error_that_ends_a_service_is_an_error_in_the_journal(tmp_path: Path):
+    with (tmp_path / "journal").open("w") as out:
+        found = os.fstat(out.fileno())
+        env = {**os.environ, "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
+        words = ("serve", "--listen", "tcp:1")
+        done = subprocess.run([sys.executable, "-m", "vsockfwd", *words], env=env, stderr=out, timeout=20)
+    assert done.returncode == 77
+    assert (tmp_path / "journal").read_text().startswith("<3>tcp:1: an agent lets nobody in over TCP")
 
 
 def test_a_format_that_is_asked_for_is_what_is_written(monkeypatch: pytest.MonkeyPatch):
