@@ -14,7 +14,7 @@ _vsockfwd() {
     ping) options='--count --help --interval --json --quiet --verbose -c -i -p -q -v' ;;
     plugins) options='--help --json --quiet --verbose -q -v' ;;
     relay) options='' ;;
-    serve) options='--allow-cid --allow-guest --allow-uid --help --json --listen --quiet --verbose -l -q -v' ;;
+    serve) options='--allow-cid --allow-guest --allow-uid --help --json --listen --metrics --quiet --verbose -l -q -v' ;;
   esac
   case $word in
     -*) COMPREPLY=($(compgen -W "$options" -- "$word")) ;;

@@ -22,6 +22,8 @@ PACKAGES = {
     "dnsmasq": "dnsmasq-base",
     "mandoc": "mandoc",
     "bash": "bash",
+    "systemd-analyze": "systemd",
+    "systemd-socket-activate": "systemd",
 }
 
 

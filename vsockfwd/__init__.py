@@ -15,6 +15,7 @@ To change …                                                     open …
   … without a task for each                                       engine/poll.py
   … and between two vsockfwd peers                                engine/link.py (a wire machine joined to a stream)
   logging in, staying alive, coming back                          engine/session.py (client), engine/agent.py (server)
+  what a service manager is told, and what it passes us           service.py
   accepting: caps, failures, descriptors running out              engine/server.py
   listening at the agent's for a client, fetching who comes there engine/listening.py (agent), engine/incoming.py
   what a built-in command does                                    modes/: forward, ping
@@ -25,7 +26,7 @@ To change …                                                     open …
   copy, relay, dgram                                              plugins/, a distribution each
 
 Arrows of import point one way: cli → modes, report, demo → plugin, discovery → engine → transport, wire → policy →
-contract → address, events → identity → errors. `make check` holds the code to it.
+contract → address, events → identity, service → errors. `make check` holds the code to it.
 """
 
 __version__ = "0.1.0"

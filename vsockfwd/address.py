@@ -216,15 +216,19 @@ class StdioAddress(Address):
 
 @dataclass(frozen=True, slots=True)
 class FdAddress(Address):
-    """`fd:N`: a descriptor that this process inherited."""
+    """`fd:N`: a descriptor that this process inherited; `fd:NAME`: those that a service manager passed by this name.
+
+    The names are of the alphabet of systemd's units, after which they are called by default; one without a letter
+    would be taken for a number, or for a mistake in one.
+    """
 
     scheme = "fd"
     known_options = ("backlog",)
 
-    number: int
+    descriptor: int | str
 
     def rest(self) -> str:
-        return str(self.number)
+        return str(self.descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,7 +407,11 @@ def _parse_stdio(reader: _Reader) -> StdioAddress:
 
 
 def _parse_fd(reader: _Reader) -> FdAddress:
-    return FdAddress(reader.number("a descriptor", 0, 1 << 20))
+    if not re.search(r"[A-Za-z]", reader.rest):
+        return FdAddress(reader.number("a descriptor", 0, 1 << 20))
+    if not re.fullmatch(r"[A-Za-z0-9_.@\\-]{1,255}", reader.rest):
+        raise reader.error("a descriptor's name is of letters, digits, '_', '.', '@', '-' and '\\', 255 at most")
+    return FdAddress(reader.rest)
 
 
 def _parse_memory(reader: _Reader) -> MemoryAddress:

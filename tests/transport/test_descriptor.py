@@ -343,7 +343,7 @@ async def test_a_descriptor_that_does_not_listen_is_refused_and_nothing_leaks() 
     near, far = socket.socketpair()
     reading, writing = os.pipe()
     descriptors = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(UsageError, match="that socket does not listen"):
+    with pytest.raises(UsageError, match="that socket does not listen for streams"):
         await NET.listen(FdAddress(near.fileno()))
     with pytest.raises(CannotCreate, match=os.strerror(errno.ENOTSOCK).lower()):
         await NET.listen(FdAddress(reading))
@@ -352,3 +352,62 @@ async def test_a_descriptor_that_does_not_listen_is_refused_and_nothing_leaks() 
     far.close()
     os.close(reading)
     os.close(writing)
+
+
+async def test_a_datagram_like_listener_is_no_stream(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as packets:
+        packets.bind(os.fspath(tmp_path / "s"))
+        packets.listen()
+        with pytest.raises(UsageError, match="does not listen for streams"):
+            await NET.listen(FdAddress(packets.fileno()))
+
+
+# --- fd:NAME
+
+
+async def test_a_name_listens_on_every_socket_that_was_passed_by_it_and_says_what_is_bound(tmp_path: Path) -> None:
+    with socket.socket() as first, socket.socket(socket.AF_UNIX) as second, socket.socket(socket.AF_UNIX) as third:
+        first.bind(("127.0.0.1", 0))
+        second.bind(os.fspath(tmp_path / "s"))
+        third.bind(b"\0vsockfwd-test-%d" % os.getpid())
+        for sock in (first, second, third):
+            sock.listen()
+        named = FdTransport({"agent": [first.fileno(), second.fileno(), third.fileno()], "other": [999]})
+        listeners = await named.listen(FdAddress("agent"))
+        assert [str(listener.address) for listener in listeners] == [
+            f"tcp:127.0.0.1:{first.getsockname()[1]}",
+            f"unix:{tmp_path}/s",
+            f"abstract:vsockfwd-test-{os.getpid()}",
+        ]
+        for listener in listeners:
+            listener.close()
+
+
+async def test_a_name_that_was_not_passed_is_refused_with_those_that_were() -> None:
+    with pytest.raises(CannotCreate, match="fd:agnet: no descriptor of this name was passed to us") as caught:
+        await FdTransport({"agent": [3], "web": [4, 5]}).listen(FdAddress("agnet"))
+    assert caught.value.hint == "there are agent, web"
+    with pytest.raises(Unreachable) as caught_too:
+        await NET.connect(FdAddress("agent"))
+    assert "a service manager passes them" in caught_too.value.hint
+    with pytest.raises(UsageError, match="2 descriptors have this name"):
+        await FdTransport({"web": [4, 5]}).connect(FdAddress("web"))
+
+
+async def test_one_bad_descriptor_of_a_name_leaves_no_listener_behind() -> None:
+    with socket.socket() as good:
+        good.bind(("127.0.0.1", 0))
+        good.listen()
+        descriptors = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(CannotCreate, match="fd:agent: bad file descriptor"):
+            await FdTransport({"agent": [good.fileno(), 999]}).listen(FdAddress("agent"))
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+async def test_a_named_connection_is_used_as_the_stream_that_it_is() -> None:
+    near, far = socket.socketpair()
+    async with await FdTransport({"connection": [near.detach()]}).connect(FdAddress("connection")) as stream:
+        await stream.send_all(b"x")
+        assert far.recv(10) == b"x"
+    assert far.recv(10) == b""
+    far.close()

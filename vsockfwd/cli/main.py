@@ -20,6 +20,7 @@ from vsockfwd.engine.invocation import Invocation
 from vsockfwd.errors import Interrupted, VsockfwdError, from_oserror
 from vsockfwd.events import Problem, Report
 from vsockfwd.report import reporter
+from vsockfwd.report.log import is_journal
 
 PROGRAM = "vsockfwd"
 
@@ -64,7 +65,8 @@ class _ReaderGone(Exception):
 
 def _say(line: str) -> None:
     try:
-        print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
+        # The journal knows the program, and is told that this is an error (sd-daemon(3)).
+        print(f"<3>{line}" if is_journal(sys.stderr) else f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
     except OSError:
         pass
 

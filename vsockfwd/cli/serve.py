@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
 
-from vsockfwd.address import AGENT_PORT, Address, HybridAddress, TcpAddress, UnixAddress, VsockAddress, parse_stream
+from vsockfwd.address import (
+    AGENT_PORT,
+    Address,
+    FdAddress,
+    HybridAddress,
+    TcpAddress,
+    UnixAddress,
+    VsockAddress,
+    parse_stream,
+)
+from vsockfwd.cli.metrics import Metrics, metered
 from vsockfwd.contract import Mode
 from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent
 from vsockfwd.engine.invocation import Invocation
 from vsockfwd.engine.server import serve_listeners
-from vsockfwd.errors import AddressError, NotAllowed, UsageError, printable
+from vsockfwd.errors import AddressError, NotAllowed, UsageError, VsockfwdError, printable
 from vsockfwd.events import Listening
+from vsockfwd.identity import CID_ANY
 from vsockfwd.policy import Policy
 from vsockfwd.transport.base import Listener
 
@@ -25,7 +36,12 @@ def serve(
     invocation: Invocation,
     listen: Annotated[
         list[str] | None,
-        typer.Option("-l", "--listen", metavar="ADDRESS", help=f"where to listen (default vsock:any:{AGENT_PORT})"),
+        typer.Option(
+            "-l",
+            "--listen",
+            metavar="ADDRESS",
+            help=f"where to listen (default: the sockets that systemd passes, else vsock:any:{AGENT_PORT})",
+        ),
     ] = None,
     allow_cid: Annotated[
         list[str] | None,
@@ -37,12 +53,13 @@ def serve(
     allow_guest: Annotated[
         bool, typer.Option("--allow-guest", help="trust the guest behind a hybrid: socket listened on")
     ] = False,
+    metrics: Metrics = None,
 ) -> int:
     """Run the agent: what -L forwards, cp and dgram talk to, usually inside the guest.
 
     On vsock it lets in privileged processes of the host only, on unix: its own user and root; --allow-… widens that.
     """
-    addresses = [parse_stream(text) for text in listen or [f"vsock:any:{AGENT_PORT}"]]
+    addresses = [parse_stream(text) for text in listen or []]
     policy = Policy(
         own_uid=os.geteuid(),
         cids=frozenset(map(_cid, allow_cid or [])),
@@ -51,7 +68,7 @@ def serve(
     )
     for address in addresses:
         check_listening(address, policy)
-    return invocation.run(_serve, addresses, policy, invocation.modes())
+    return invocation.run(_serve, addresses, policy, invocation.modes(), metrics)
 
 
 def _cid(text: str) -> int:
@@ -86,17 +103,43 @@ def check_listening(address: Address, policy: Policy) -> None:
         raise UsageError("stdio is one connection, an agent listens for many")
 
 
-async def _serve(engine: Engine, addresses: list[Address], policy: Policy, modes: Mapping[str, Mode]) -> None:
+def default_addresses(engine: Engine) -> list[Address]:
+    """Where to listen when nothing was said: on what the service manager passed, as everybody does, or on vsock."""
+    return [FdAddress(name) for name in engine.service.descriptors] or [VsockAddress(CID_ANY, AGENT_PORT)]
+
+
+async def _serve(
+    engine: Engine, addresses: list[Address], policy: Policy, modes: Mapping[str, Mode], metrics: str | None
+) -> None:
+    async with metered(engine, metrics) as engine:
+        listeners = await _listen(engine, addresses or default_addresses(engine), policy)
+        agent = Agent(engine, modes, policy)
+        names = ", ".join(sorted(agent.modes))
+        for listener in listeners:
+            engine.report(Listening(str(listener.address), f"for clients; modes: {names}"))
+        await engine.service.ready(f"listening on {', '.join(str(listener.address) for listener in listeners)}")
+        await serve_listeners(listeners, agent.handle, engine.report)
+
+
+async def _listen(engine: Engine, addresses: list[Address], policy: Policy) -> list[Listener]:
     listeners: list[Listener] = []
     try:
         for address in addresses:
-            listeners += await engine.network.listen(address)
+            opened = await engine.network.listen(address)
+            listeners += opened
+            if isinstance(address, FdAddress):
+                _check_inherited(address, opened, policy)
     except BaseException:
         for listener in listeners:
             listener.close()
         raise
-    agent = Agent(engine, modes, policy)
-    names = ", ".join(sorted(agent.modes))
+    return listeners
+
+
+def _check_inherited(address: FdAddress, listeners: Sequence[Listener], policy: Policy) -> None:
+    """What is inherited is known when it is opened: it is held to the same rules."""
     for listener in listeners:
-        engine.report(Listening(str(listener.address), f"for clients; modes: {names}"))
-    await serve_listeners(listeners, agent.handle, engine.report)
+        try:
+            check_listening(listener.address, policy)
+        except VsockfwdError as error:
+            raise error.within(str(address)) from None

@@ -14,6 +14,7 @@ import typer
 
 from vsockfwd.address import UnixAddress
 from vsockfwd.cli import config_file
+from vsockfwd.cli.metrics import Metrics, metered
 from vsockfwd.config import Config
 from vsockfwd.engine import Engine
 from vsockfwd.engine.control_socket import ControlSocket, Request, ask
@@ -53,6 +54,7 @@ def up(
     drain: Annotated[
         float, typer.Option(metavar="SECONDS", help="told to stop, give connections so long to end by themselves")
     ] = DRAIN,
+    metrics: Metrics = None,
 ) -> int:
     """Run every rule of the config file until told to stop; SIGHUP or `vsockfwd reload` reads the file again."""
     kinds = kinds_of(invocation)
@@ -61,29 +63,33 @@ def up(
     if check:
         print(f"{path}: {len(first.rules)} rules, {len(first.targets)} targets, all well")
         return 0
-    process = _Up(path, first, kinds, control_address(control))
+    process = _Up(path, first, kinds, control_address(control), metrics)
     return invocation.run(process.run, drain=drain, on_hangup=process.hung_up)
 
 
 class _Up:
     """The process that `up` is."""
 
-    def __init__(self, path: Path, first: Config, kinds: dict[str, RuleKind], control: UnixAddress) -> None:
+    def __init__(
+        self, path: Path, first: Config, kinds: dict[str, RuleKind], control: UnixAddress, metrics: str | None
+    ) -> None:
         self._path = path
         self._first = first
         self._kinds = kinds
         self._control = control
+        self._metrics = metrics
         self._engine: Engine | None = None
         self._rules: Rules | None = None
 
     async def run(self, engine: Engine) -> int:
         _make_directory(self._control)
-        async with Rules(engine, self._first.targets, patient=True) as rules:
+        async with metered(engine, self._metrics) as engine, Rules(engine, self._first.targets, patient=True) as rules:
             self._engine, self._rules = engine, rules
             control = ControlSocket(rules, lambda: self._kinds, self.reload)
             await rules.nursery.start(control.serve, self._control)
             for named in self._first.rules:
                 rules.add(named)
+            await engine.service.ready(f"{len(self._first.rules)} rules of {self._path}")
             await engine.stopping.wait()
             await rules.ended()
         return 0
@@ -104,6 +110,14 @@ class _Up:
         except VsockfwdError as error:
             assert self._engine is not None
             self._engine.report(Problem("reload", f"{error.line()}; nothing was changed"))
+        assert self._rules is not None
+        self._rules.nursery.start_soon(self._tell_of_reload)
+
+    async def _tell_of_reload(self) -> None:
+        """A manager that sent SIGHUP waits for both words; in between nothing is left to do."""
+        assert self._engine is not None
+        await self._engine.service.reloading()
+        await self._engine.service.ready()
 
 
 def _make_directory(control: UnixAddress) -> None:

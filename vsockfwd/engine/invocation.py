@@ -19,6 +19,8 @@ from vsockfwd.contract import Mode
 from vsockfwd.engine import Engine
 from vsockfwd.errors import Interrupted, the_one
 from vsockfwd.events import Report
+from vsockfwd.service import Service, take
+from vsockfwd.transport.network import system_network
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -53,26 +55,29 @@ class Invocation:
 
         SIGINT, SIGTERM and SIGHUP cancel it and raise Interrupted; one more ends the process at once. With `drain`
         the first sets `engine.stopping`, and cancels `drain` seconds later; a second cancels at once. `on_hangup` is
-        called for SIGHUP instead.
+        called for SIGHUP instead. A service manager is told that we live and when we stop; that all is ready is for
+        `main` to say (engine.service).
         """
+        service = take(os.environ, os.getpid())
         # Two descriptors a connection: the soft limit is for programs that use select, the hard one is ours to use.
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         # What is imported stays: the collector need not look through it again and again.
         gc.freeze()
         try:
-            return trio.run(self._main, main, arguments, drain, on_hangup) or 0
+            return trio.run(self._main, service, main, arguments, drain, on_hangup) or 0
         except BaseExceptionGroup as group:
             raise the_one(group) from None
 
     async def _main(
         self,
+        service: Service,
         main: Callable[..., Awaitable[int | None]],
         arguments: tuple[Any, ...],
         drain: float,
         on_hangup: Callable[[], None] | None,
     ) -> int | None:
-        engine = Engine(report=self.report)
+        engine = Engine(system_network(service.descriptors), self.report, service=service)
         stopped_by: int | None = None
         cut_off = False
         result: int | None = None
@@ -86,7 +91,10 @@ class Invocation:
                 async for number in signals:
                     if number == signal.SIGHUP and on_hangup is not None:
                         on_hangup()
-                    elif stopped_by is None and drain:
+                        continue
+                    if stopped_by is None:
+                        service.stopping()
+                    if stopped_by is None and drain:
                         stopped_by = number
                         engine.stopping.set()
                         scope.deadline = trio.current_time() + drain
@@ -99,6 +107,7 @@ class Invocation:
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as scope:
                 await nursery.start(stop_on_signal, scope)
+                nursery.start_soon(service.keep_alive)
                 result = await main(engine, *arguments)
             cut_off = scope.cancelled_caught
             nursery.cancel_scope.cancel()

@@ -55,12 +55,7 @@ class LineReporter:
         return line
 
     def write(self, line: str) -> None:
-        if not _takes_more(self.out):
-            return  # who does not read what we say must not stop the work
-        try:
-            print(line, file=self.out, flush=True)
-        except (OSError, ValueError):
-            pass  # nobody reads our words any more: the work goes on
+        put_line(self.out, line)
 
     def close(self) -> None:
         """Nothing is held back."""
@@ -77,12 +72,22 @@ class JsonReporter:
         if level(event) > self.verbosity:
             return
         try:
-            print(_json(event), file=self.out, flush=True)
+            print(json_of(event), file=self.out, flush=True)
         except (OSError, ValueError):
             pass  # nobody reads our words any more: the work goes on
 
     def close(self) -> None:
         """Nothing is held back."""
+
+
+def put_line(out: TextIO, line: str) -> None:
+    """Write a line if that can be done without waiting: who does not read what we say must not stop the work."""
+    if not _takes_more(out):
+        return
+    try:
+        print(line, file=out, flush=True)
+    except (OSError, ValueError):
+        pass  # nobody reads our words any more: the work goes on
 
 
 def _takes_more(out: TextIO) -> bool:
@@ -96,7 +101,7 @@ def _takes_more(out: TextIO) -> bool:
     return bool(poll.poll(0))
 
 
-def _json(event: Event) -> str:
+def json_of(event: Event) -> str:
     """The event as JSON; names that are not UTF-8, which JSON cannot hold, with their odd bytes escaped."""
     try:
         return msgspec.json.encode(event).decode()

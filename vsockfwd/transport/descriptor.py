@@ -1,4 +1,4 @@
-"""Descriptors that this process has already: standard input and output, and what it inherited (`fd:N`).
+"""Descriptors that this process has already: standard input and output, and what it inherited (`fd:N`, `fd:NAME`).
 
 The thing to understand first: a descriptor may be shared with the shell that started us, and O_NONBLOCK belongs to
 the open file, not to the descriptor; to set it would break the terminal for everyone. So a pipe or a terminal is
@@ -14,12 +14,12 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import trio
 
-from vsockfwd.address import Address, FdAddress, StdioAddress
-from vsockfwd.errors import CannotCreate, Unreachable, UsageError
+from vsockfwd.address import AbstractAddress, Address, FdAddress, StdioAddress, TcpAddress, UnixAddress, VsockAddress
+from vsockfwd.errors import CannotCreate, Unreachable, UsageError, VsockfwdError, printable
 from vsockfwd.identity import OwnPeer
 from vsockfwd.transport import tcp, unix, vsock
 from vsockfwd.transport.base import Features, Listener, SocketListener, Stream, Transport
@@ -181,38 +181,82 @@ class StdioTransport(Transport[StdioAddress]):
 
 
 class FdTransport(Transport[FdAddress]):
-    """`fd:N`: a connected socket, a pipe, a file or a terminal; listening: a socket that listens already."""
+    """`fd:N`: a connected socket, a pipe, a file or a terminal; listening: a socket that listens already.
+
+    `named`: what a service manager passed, by name; `fd:NAME` listens on all of that name, and connects the only one.
+    """
+
+    def __init__(self, named: Mapping[str, Sequence[int]] | None = None) -> None:
+        self._named = named or {}
 
     async def connect(self, address: FdAddress, *, privileged: bool = False) -> Stream:
+        numbers = self._numbers(address, Unreachable)
+        if len(numbers) > 1:
+            raise UsageError(f"{address.bare()}: {len(numbers)} descriptors have this name, a stream takes one")
+        (number,) = numbers
         try:
-            return DescriptorStream(address.number, address.number, address.bare(), own=address.number > 2)
+            return DescriptorStream(number, number, address.bare(), own=number > 2)
         except OSError as error:
             raise Unreachable(f"{address.bare()}: {(error.strerror or '').lower()}", hint="is it inherited?") from None
 
     async def listen(self, address: FdAddress) -> Sequence[Listener]:
+        listeners: list[Listener] = []
         try:
-            fd = os.dup(address.number)
-            try:
-                sock = socket.socket(fileno=fd)
-            except OSError:
-                os.close(fd)
-                raise
-        except OSError as error:
-            raise CannotCreate(f"{address.bare()}: {(error.strerror or '').lower()}", hint="is it inherited?") from None
-        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            sock.close()
-            raise UsageError(f"{address.bare()}: that socket does not listen")
-        return [listener_over(sock, address)]
+            for number in self._numbers(address, CannotCreate):
+                listeners.append(_listen_on(number, address))
+        except BaseException:
+            for listener in listeners:
+                listener.close()
+            raise
+        return listeners
+
+    def _numbers(self, address: FdAddress, missing: type[VsockfwdError]) -> Sequence[int]:
+        if isinstance(address.descriptor, int):
+            return (address.descriptor,)
+        if numbers := self._named.get(address.descriptor):
+            return numbers
+        raise missing(
+            f"{address.bare()}: no descriptor of this name was passed to us",
+            hint=f"there are {', '.join(map(printable, self._named))}"
+            if self._named
+            else "a service manager passes them, such as systemd's by a .socket unit with FileDescriptorName=",
+        )
+
+
+def _listen_on(number: int, address: FdAddress) -> SocketListener:
+    """A listener over a copy of an inherited descriptor; the descriptor itself stays as it is."""
+    try:
+        fd = os.dup(number)
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            os.close(fd)
+            raise
+    except OSError as error:
+        raise CannotCreate(f"{address.bare()}: {(error.strerror or '').lower()}", hint="is it inherited?") from None
+    try:
+        if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise UsageError(f"{address.bare()}: that socket does not listen for streams")
+        if backlog := address.option("backlog"):
+            sock.listen(backlog)
+        return listener_over(sock, address)
+    except BaseException:
+        sock.close()
+        raise
 
 
 def listener_over(sock: socket.socket, address: Address) -> SocketListener:
-    """A listener over a socket that listens already, of whatever family it is."""
+    """A listener over a socket that listens already, of whatever family it is; its address is what was bound.
+
+    Raises UsageError for a family without a transport.
+    """
+    bound = sock.getsockname()
     if sock.family in (socket.AF_INET, socket.AF_INET6):
-        return tcp.TcpListener(sock, address)
+        return tcp.TcpListener(sock, TcpAddress(bound[0], bound[1]))
     if sock.family == socket.AF_UNIX:
-        return unix.UnixListener(sock, address, None)
+        path = os.fsencode(bound)
+        where = AbstractAddress(path[1:]) if path.startswith(b"\0") else UnixAddress(path)
+        return unix.UnixListener(sock, where, None)
     if sock.family == vsock.FAMILY:
-        return vsock.VsockListener(sock, address)
-    family = sock.family
-    sock.close()
-    raise UsageError(f"{address.bare()}: no transport for sockets of the family {family}")
+        return vsock.VsockListener(sock, VsockAddress(bound[0], bound[1]))
+    raise UsageError(f"{address.bare()}: no transport for sockets of the family {sock.family}")

@@ -43,8 +43,8 @@ class Network:
         return transport
 
 
-def system_network() -> Network:
-    """Every transport that this machine's kernel may have."""
+def system_network(descriptors: Mapping[str, Sequence[int]] | None = None) -> Network:
+    """Every transport that this machine's kernel may have; `descriptors`: what `fd:NAME` names."""
     return Network(
         {
             "vsock": VsockTransport(),
@@ -53,6 +53,6 @@ def system_network() -> Network:
             "unix": UnixTransport(),
             "abstract": AbstractTransport(),
             "stdio": StdioTransport(),
-            "fd": FdTransport(),
+            "fd": FdTransport(descriptors),
         }
     )
