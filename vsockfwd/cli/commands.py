@@ -28,6 +28,9 @@ def _common_flags(
     verbose: Annotated[int, typer.Option("-v", "--verbose", count=True, help="say more; twice: everything")] = 0,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="say nothing but errors")] = False,
     json: Annotated[bool, typer.Option("--json", help="events and answers as JSON lines on standard output")] = False,
+    log_format: Annotated[
+        str | None, typer.Option("--log-format", metavar="text|json", help="log as services do, with times or as JSON")
+    ] = None,
 ) -> None:
     """Only the signature matters: it stands behind every command's own."""
 
@@ -74,8 +77,8 @@ def _typer_command(name: str, function: Callable[..., int | None]) -> Any:
 def _with_common_flags(function: Callable[..., int | None]) -> Callable[..., int]:
     """The function with the common flags in its signature and its invocation made from them."""
 
-    def call(verbose: int, quiet: bool, json: bool, **own: Any) -> int:
-        return call_command(function, verbosity=verbose, quiet=quiet, json=json, **own)
+    def call(verbose: int, quiet: bool, json: bool, log_format: str | None, **own: Any) -> int:
+        return call_command(function, verbosity=verbose, quiet=quiet, json=json, log_format=log_format, **own)
 
     signature = inspect.signature(function, eval_str=True)
     own = list(signature.parameters.values())[1:]

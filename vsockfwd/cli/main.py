@@ -87,10 +87,11 @@ def call(
     verbosity: int = 0,
     quiet: bool = False,
     json: bool = False,
+    log_format: str | None = None,
     **own: Any,
 ) -> int:
     """Call a command's function with the invocation that the common flags ask for; returns the exit code."""
-    report = reporter(verbosity, quiet, json)
+    report = reporter(verbosity, quiet, json, log_format=log_format)
     try:
         return function(Invocation(report, json, verbosity, lambda: _modes(report), _targets), *words, **own) or 0
     except BrokenPipeError:

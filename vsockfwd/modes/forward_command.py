@@ -178,6 +178,7 @@ class _Run:
         works = [rules.add(named) for named in self._rules]
         await rules.settled()
         self._complain(rules, works)
+        await rules.engine.service.ready(f"{len(works)} forwards")
         self.ready()
         if self._command:
             return await self._run_command()
