@@ -52,6 +52,7 @@ from vsockfwd.engine.rules import Keeper, Rules, State, Status, Work
 from vsockfwd.engine.server import Gate, serve_listeners
 from vsockfwd.engine.session import Opened as OpenedStream
 from vsockfwd.engine.session import Session, open_session
+from vsockfwd.engine.workers import Workers, bind, unsaid
 from vsockfwd.errors import (
     AddressError,
     BadRequest,
@@ -103,6 +104,7 @@ from vsockfwd.policy import Policy
 from vsockfwd.rule import HERE, Admitted, AgentRule, AnyEnd, ForwardRule, RuleKind, StreamEnd, WhenDown
 from vsockfwd.transport.base import Features, Listener, SocketStream, Stream
 from vsockfwd.transport.descriptor import DescriptorStream
+from vsockfwd.transport.network import Network, system_network
 from vsockfwd.transport.vsock import own_cid, why_no_loopback, why_unsupported
 from vsockfwd.wire.proxy_protocol import header
 
@@ -166,6 +168,7 @@ __all__ = [
     "Moved",
     "NameNotResolved",
     "NamedRule",
+    "Network",
     "NetworkPeer",
     "NoSpace",
     "NotAllowed",
@@ -214,7 +217,9 @@ __all__ = [
     "VsockfwdError",
     "WhenDown",
     "Work",
+    "Workers",
     "__version__",
+    "bind",
     "decode_arguments",
     "ending_of",
     "find_target",
@@ -234,8 +239,10 @@ __all__ = [
     "relay",
     "send_header",
     "serve_listeners",
+    "system_network",
     "takes_argv",
     "the_one",
+    "unsaid",
     "why_no_loopback",
     "why_unsupported",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from tests.cli.process import COMMAND, Server, agent, error_of, run, wait_until
 from tests.peers import need
+from vsockfwd.engine.workers import SOON
 
 SIZE = 64 << 20
 
@@ -222,3 +224,46 @@ def test_a_stderr_that_nobody_reads_stops_nothing(tmp_path: Path):
         process.wait()
         assert process.stderr is not None
         process.stderr.close()
+
+
+def test_workers_share_the_listeners_and_one_that_is_killed_is_replaced(tmp_path: Path):
+    path, target = tmp_path / "here.sock", tmp_path / "there.sock"
+    with (
+        socket.socket(socket.AF_UNIX) as server,
+        Server("forward", "--workers", "3", f"unix:{path}", f"unix:{target}") as forward,
+    ):
+        server.bind(str(target))
+        server.listen(64)
+        server.settimeout(10)
+        assert len(forward.wait_for("listening")) == 1
+
+        def workers() -> list[int]:
+            children = Path(f"/proc/{forward.process.pid}/task/{forward.process.pid}/children")
+            return [int(pid) for pid in children.read_text().split()]
+
+        def served() -> bool:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(10)
+                client.connect(str(path))
+                client.sendall(b"x")
+                neighbour, _ = server.accept()
+                with neighbour:
+                    return neighbour.recv(1) == b"x"
+
+        wait_until(lambda: len(workers()) == 3)
+        began = time.monotonic()
+        assert all(served() for _ in range(20))
+        first = workers()
+        wait_until(lambda: time.monotonic() - began > SOON)  # one that dies at its start is not replaced
+        os.kill(first[0], signal.SIGKILL)
+        wait_until(lambda: len(workers()) == 3 and first[0] not in workers())
+        assert all(served() for _ in range(20))
+        assert forward.signal(signal.SIGTERM) == 0
+        assert not path.exists()
+
+
+def test_workers_that_cannot_reach_their_agent_say_so_once(tmp_path: Path):
+    code, line = error_of("forward", "--workers", "3", "-L", "0:localhost:80", f"unix:{tmp_path}/agent.sock")
+    assert code == 69
+    assert "is its server running?" in line
+    assert error_of("forward", "--workers", "2", "-R", "0:localhost:80", "3")[0] == 2

@@ -20,7 +20,7 @@ from vsockfwd.engine import Engine
 from vsockfwd.errors import Interrupted, the_one
 from vsockfwd.events import Report
 from vsockfwd.service import Service, take
-from vsockfwd.transport.network import system_network
+from vsockfwd.transport.network import Network, system_network
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -50,12 +50,13 @@ class Invocation:
         *arguments: Any,
         drain: float = 0.0,
         on_hangup: Callable[[], None] | None = None,
+        network: Network | None = None,
     ) -> int:
         """Run `main(engine, *arguments)` until it returns its exit code (None: 0).
 
         SIGINT, SIGTERM and SIGHUP cancel it and raise Interrupted; one more ends the process at once. With `drain`
         the first sets `engine.stopping`, and cancels `drain` seconds later; a second cancels at once. `on_hangup` is
-        called for SIGHUP instead. A service manager is told that we live and when we stop; that all is ready is for
+        called for SIGHUP instead. `network` stands in for the system's. A service manager is told that we live and when we stop; that all is ready is for
         `main` to say (engine.service).
         """
         service = take(os.environ, os.getpid())
@@ -65,7 +66,7 @@ class Invocation:
         # What is imported stays: the collector need not look through it again and again.
         gc.freeze()
         try:
-            return trio.run(self._main, service, main, arguments, drain, on_hangup) or 0
+            return trio.run(self._main, service, main, arguments, drain, on_hangup, network) or 0
         except BaseExceptionGroup as group:
             raise the_one(group) from None
 
@@ -76,8 +77,9 @@ class Invocation:
         arguments: tuple[Any, ...],
         drain: float,
         on_hangup: Callable[[], None] | None,
+        network: Network | None,
     ) -> int | None:
-        engine = Engine(system_network(service.descriptors), self.report, service=service)
+        engine = Engine(network or system_network(service.descriptors), self.report, service=service)
         stopped_by: int | None = None
         cut_off = False
         result: int | None = None

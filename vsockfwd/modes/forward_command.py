@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from collections.abc import Callable
@@ -17,12 +18,18 @@ from vsockfwd.plugin import (
     Engine,
     Invocation,
     NamedRule,
+    Network,
     Problem,
     Rules,
     State,
     StreamEnd,
     UsageError,
     Work,
+    Workers,
+    bind,
+    open_session,
+    system_network,
+    unsaid,
 )
 
 DRAIN = 5.0
@@ -70,6 +77,7 @@ def forward(
     drain: Annotated[
         float, typer.Option(metavar="SECONDS", help="told to stop, give connections so long to end by themselves")
     ] = DRAIN,
+    workers: Annotated[int, typer.Option(metavar="N", help="share the listeners among so many processes")] = 1,
     background: Annotated[bool, typer.Option("-f", help="go to the background once the forwards listen")] = False,
 ) -> int:
     """Forward connections: LISTEN CONNECT joins two addresses, -L … TARGET goes through an agent.
@@ -105,6 +113,10 @@ def forward(
                 "-p is the port of an agent, a raw forward has none", hint="write the port into the address"
             )
         run = _Run(invocation, [_raw(addresses[0], addresses[1], limits)], None, exit_on_failure, [], drain)
+    if workers != 1:
+        if workers < 1 or remote or addresses[1 if local or dynamic else 2 :] or background:
+            raise UsageError("--workers N, above 0, goes with LISTEN CONNECT, -L and -D alone")
+        return _by_workers(run, workers)
     return _in_background(run) if background else run()
 
 
@@ -154,16 +166,17 @@ class _Run:
         command: list[str],
         drain: float,
     ) -> None:
+        self.network: Network | None = None
         self.ready: Callable[[], None] = lambda: None
-        self._invocation = invocation
-        self._rules = rules
+        self.invocation = invocation
+        self.rules = rules
         self._target = target
         self._exit_on_failure = exit_on_failure
         self._command = command
         self._drain = drain
 
     def __call__(self) -> int:
-        return self._invocation.run(self._main, drain=self._drain)
+        return self.invocation.run(self._main, drain=self._drain, network=self.network)
 
     async def _main(self, engine: Engine) -> int:
         async with Rules(engine, {}, patient=False) as rules:
@@ -174,8 +187,14 @@ class _Run:
                 await keeper.session.login()
                 return await self._until_ended(rules)
 
+    async def look(self, engine: Engine) -> None:
+        """Log in, to see whether that can be done. Raises why not."""
+        if self._target is not None:
+            async with open_session(engine, self._target):
+                pass
+
     async def _until_ended(self, rules: Rules) -> int:
-        works = [rules.add(named) for named in self._rules]
+        works = [rules.add(named) for named in self.rules]
         await rules.settled()
         self._complain(rules, works)
         await rules.engine.service.ready(f"{len(works)} forwards")
@@ -208,6 +227,16 @@ class _Run:
                     await process.wait()
                 process.kill()
         return code if code >= 0 else 128 - code
+
+
+def _by_workers(run: _Run, count: int) -> int:
+    """The forwards on several processes that share their listeners."""
+    invocation = run.invocation
+    invocation.run(run.look)  # what would fail in each of them is told once
+    addresses = [place[1] for named in run.rules if (place := named.rule.listens()) is not None]
+    run.network = bind(system_network(), addresses, invocation.report, f"by {count} processes")
+    run.invocation = dataclasses.replace(invocation, report=unsaid(invocation.report))
+    return Workers(count, run, invocation.report).run()
 
 
 def _in_background(run: _Run) -> int:

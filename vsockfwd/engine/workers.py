@@ -1,0 +1,125 @@
+"""One forward on several processes: listeners bound once, shared by forks, which are watched and told to stop.
+
+The thing to understand first: a fork must not inherit a running event loop. So the listeners are opened in a short run
+of their own, the processes are made after it, and the one that stays behind only waits and passes signals on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+
+import trio
+
+from vsockfwd.address import Address
+from vsockfwd.events import Event, Listening, Problem, Report
+from vsockfwd.transport.base import Listener
+from vsockfwd.transport.network import Network
+
+SOON = 1.0
+"""Seconds: a worker that ends sooner after its start would do so again, so it is not replaced."""
+
+
+class Prebound(Network):
+    """A network on which some addresses are listened on already."""
+
+    def __init__(self, network: Network, ready: Mapping[Address, Sequence[Listener]]) -> None:
+        super().__init__(network.transports)
+        self._ready = dict(ready)
+
+    async def listen(self, address: Address) -> Sequence[Listener]:
+        return self._ready.pop(address, None) or await super().listen(address)
+
+
+def bind(network: Network, addresses: Sequence[Address], report: Report, purpose: str) -> Prebound:
+    """Listen on addresses before anything is forked, and say so. Raises VsockfwdError."""
+
+    async def listen() -> dict[Address, Sequence[Listener]]:
+        ready: dict[Address, Sequence[Listener]] = {}
+        try:
+            for address in addresses:
+                ready[address] = await network.listen(address)
+        except BaseException:
+            for listeners in ready.values():
+                for listener in listeners:
+                    listener.close()
+            raise
+        return ready
+
+    ready = trio.run(listen)
+    for listeners in ready.values():
+        for listener in listeners:
+            report(Listening(str(listener.address), purpose))
+    return Prebound(network, ready)
+
+
+def unsaid(report: Report) -> Report:
+    """A worker's reporter: what is listened on was said once."""
+
+    def tell(event: Event) -> None:
+        if not isinstance(event, Listening):
+            report(event)
+
+    return tell
+
+
+class Workers:
+    """The processes of one forward. `work` runs in each and returns its exit code."""
+
+    def __init__(self, count: int, work: Callable[[], int], report: Report) -> None:
+        self._count = count
+        self._work = work
+        self._report = report
+        self._began: dict[int, float] = {}
+        self._stopping = False
+
+    def run(self) -> int:
+        """Until told to stop, or until workers fail at their start; the exit code is the first that is not 0."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._pass_on)
+        for _ in range(self._count):
+            self._begin()
+        code = 0
+        while self._began:
+            pid, status = os.waitpid(-1, 0)
+            began = self._began.pop(pid, None)
+            if began is None:
+                continue  # nobody of ours: a child that we were started with
+            ended = os.waitstatus_to_exitcode(status)
+            ended = 128 - ended if ended < 0 else ended
+            if self._stopping:
+                code = code or ended
+            elif time.monotonic() - began < SOON:
+                code = code or ended
+                self._stop(signal.SIGTERM)
+            else:
+                self._report(Problem(f"worker {pid}", f"ended with {ended}; another takes its place"))
+                self._begin()
+        return code
+
+    def _begin(self) -> None:
+        pid = os.fork()
+        if not pid:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, signal.SIG_DFL)
+            raise _InWorker(self._work())
+        self._began[pid] = time.monotonic()
+        if self._stopping:  # told between the fork and here
+            os.kill(pid, signal.SIGTERM)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self._stop(number)
+
+    def _stop(self, number: int) -> None:
+        self._stopping = True
+        for pid in list(self._began):
+            os.kill(pid, number)
+
+
+class _InWorker(SystemExit):
+    """Unwinds a forked process out of its parent's loop, with its exit code."""
