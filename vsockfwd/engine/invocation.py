@@ -56,8 +56,8 @@ class Invocation:
 
         SIGINT, SIGTERM and SIGHUP cancel it and raise Interrupted; one more ends the process at once. With `drain`
         the first sets `engine.stopping`, and cancels `drain` seconds later; a second cancels at once. `on_hangup` is
-        called for SIGHUP instead. `network` stands in for the system's. A service manager is told that we live and when we stop; that all is ready is for
-        `main` to say (engine.service).
+        called for SIGHUP instead. `network` stands in for the system's. A service manager is told that we live and when
+        we stop; that all is ready is for `main` to say (engine.service).
         """
         service = take(os.environ, os.getpid())
         # Two descriptors a connection: the soft limit is for programs that use select, the hard one is ours to use.

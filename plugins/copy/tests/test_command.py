@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from plugins.copy.tests.test_killed import ended, start, wait_until
-from vsockfwd.plugin import Access, BadRequest, Resource, UsageError, parse
+from vsockfwd.plugin import Access, Address, BadRequest, Resource, UsageError, parse
 from vsockfwd_copy import MODE
 from vsockfwd_copy.locations import Location, parse_location, plan
 from vsockfwd_copy.messages import Get, Put, Request, encode
@@ -128,3 +128,13 @@ def test_a_copy_says_what_it_did_to_people_and_to_programs(place: Path) -> None:
         ("nope", True),
     ]
     assert run(place, "-q", "@copy", "sub").stderr == ""
+
+
+def test_a_target_of_the_config_file_is_known_by_its_name():
+    where = parse("unix:/run/agent.sock")
+
+    def read(text: str, port: int | None) -> Address:
+        assert (text, port) == ("web", None)
+        return where
+
+    assert plan(["web:notes", "."], None, read).target == where

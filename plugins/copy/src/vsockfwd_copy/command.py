@@ -44,7 +44,7 @@ def cp(
     Symlinks named as SOURCE are followed, those inside a directory are copied as symlinks. Permissions and times are
     kept; FIFOs, sockets and devices are not copied. Each file appears complete and verified, or not at all.
     """
-    return invocation.run(copy, plan(locations, port), recursive)
+    return invocation.run(copy, plan(locations, port, invocation.target), recursive)
 
 
 async def copy(engine: Engine, what: Plan, recursive: bool) -> int:

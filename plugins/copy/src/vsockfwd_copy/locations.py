@@ -7,6 +7,7 @@ of its own stands in brackets. Paths are bytes.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vsockfwd.plugin import SCHEMES, Address, AddressError, UsageError, parse_target, printable
@@ -30,7 +31,11 @@ class Plan:
     to_agent: bool
 
 
-def parse_location(text: str, port: int | None = None) -> Location:
+ReadTarget = Callable[[str, int | None], Address]
+"""Reads a target, its port where `-p` said one. Raises AddressError."""
+
+
+def parse_location(text: str, port: int | None = None, read_target: ReadTarget = parse_target) -> Location:
     """Read a location; `port` is what `-p` said. Raises AddressError."""
     cut = _colon(text)
     if cut is None:
@@ -43,7 +48,7 @@ def parse_location(text: str, port: int | None = None) -> Location:
             position=0,
             hint=f"a target with colons stands in brackets, [{target}:…]:PATH; a file of that name is ./{text}",
         )
-    return Location(parse_target(target, port), os.fsencode(text[cut + 1 :]))
+    return Location(read_target(target, port), os.fsencode(text[cut + 1 :]))
 
 
 def _colon(text: str) -> int | None:
@@ -59,11 +64,11 @@ def _colon(text: str) -> int | None:
     return None
 
 
-def plan(words: list[str], port: int | None = None) -> Plan:
+def plan(words: list[str], port: int | None = None, read_target: ReadTarget = parse_target) -> Plan:
     """Read SOURCE… DESTINATION. Raises UsageError for what is no copy between this machine and one agent."""
     if len(words) < 2:
         raise UsageError("cp takes SOURCE… DESTINATION", hint="such as vsockfwd cp notes.txt 3:")
-    *sources, destination = [parse_location(word, port) for word in words]
+    *sources, destination = [parse_location(word, port, read_target) for word in words]
     for word, location in zip(words, (*sources, destination), strict=True):
         if not location.path and location.target is None:
             raise UsageError("an empty path names no file", hint="write . for this directory")
