@@ -8,20 +8,23 @@ To change …                                                     open …
   what may be typed as an address or a target                     address.py (grammar) and identity.py (CIDs, peers)
   what can be told about a transfer, and how it may end           events.py
   what a plugin may be, see and call                              contract.py (values), plugin.py (what it may import)
-  who is let in, and what for                                     policy.py
+  what every forward rule may say, and who may use one            rule.py; the file that holds them: config.py
+  who is let in to an agent, and what for                         policy.py
   the bytes between two vsockfwd peers                            wire/: frames, messages, control and stream machines
+  … and in front of a connection, for others                      wire/proxy_protocol.py, engine/proxied.py
   how a kind of socket is dialled, listened on or identified      transport/: one file a scheme, base.py is the seam
   how fast bytes move, how an end or a cut is passed on           engine/pump.py, engine/relay.py (plain streams)
   … without a task for each                                       engine/poll.py
   … and between two vsockfwd peers                                engine/link.py (a wire machine joined to a stream)
-  logging in, staying alive, coming back                          engine/session.py (client), engine/agent.py (server)
-  what a service manager is told, and what it passes us           service.py
-  accepting: caps, failures, descriptors running out              engine/server.py
-  listening at the agent's for a client, fetching who comes there engine/listening.py (agent), engine/incoming.py
-  what a built-in command does                                    modes/: forward, ping
+  logging in, staying alive                                       engine/session.py (client), engine/agent.py (server)
+  listening at the agent's for a client                           engine/listening.py (agent), engine/incoming.py (client)
+  accepting: caps, failures, descriptors running out              engine/server.py; on several processes: workers.py
+  how rules are run, wait, come back, are counted and reloaded    engine/rules.py; who asks: engine/control_socket.py
+  signals, draining, exit                                         engine/invocation.py; what systemd hears: service.py
+  what a built-in command or rule does                            modes/: forward (raw, local, remote), dynamic, ping
   how plugins and commands are found                              discovery.py
-  what is shown while it runs: lines, JSON, bars                  report/
-  flags that all commands share, usage errors, `serve`            cli/
+  what is shown while it runs: lines, JSON, bars, log, metrics    report/
+  flags that all commands share, usage errors, `serve`, `up`      cli/
   the tour that `make demo` gives                                 demo.py
   copy, relay, dgram                                              plugins/, a distribution each
 
