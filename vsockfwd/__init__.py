@@ -17,7 +17,7 @@ To change …                                                     open …
   … without a task for each                                       engine/poll.py
   … and between two vsockfwd peers                                engine/link.py (a wire machine joined to a stream)
   logging in, staying alive                                       engine/session.py (client), engine/agent.py (server)
-  listening at the agent's for a client                           engine/listening.py (agent), engine/incoming.py (client)
+  listening at the agent's for a client                           engine/listening.py (agent's), incoming.py (client's)
   accepting: caps, failures, descriptors running out              engine/server.py; on several processes: workers.py
   how rules are run, wait, come back, are counted and reloaded    engine/rules.py; who asks: engine/control_socket.py
   signals, draining, exit                                         engine/invocation.py; what systemd hears: service.py
