@@ -325,14 +325,14 @@ class ControlLink(Wire[ControlEvent]):
             event = await self.next()
             self._heard = trio.current_time()
             if isinstance(event, Pinged):
-                await self.write(self.machine.pong(event.payload))
+                self.post(self.machine.pong(event.payload))
             elif not isinstance(event, Ponged):
                 hear(event)
             elif event.payload in self._asked:
                 self._asked.pop(event.payload).set()
 
     async def _deliver(self, scope: trio.CancelScope) -> None:
-        """Send what is posted."""
+        """Send what is posted: the only writer while `live` runs."""
         while True:
             if not self._posted:
                 await self._post.park()
@@ -359,13 +359,7 @@ class ControlLink(Wire[ControlEvent]):
                 scope.cancel()
                 return
             unanswered += 1
-            with trio.move_on_after(PING_INTERVAL):
-                try:
-                    await self.write(self.machine.ping())
-                except VsockfwdError as error:
-                    self._finish(error)
-                    scope.cancel()
-                    return
+            self.post(self.machine.ping())
 
     async def ping(self, payload: bytes) -> float:
         """Seconds of one round trip to the peer's engine. `live` must be running. Payloads must differ.
@@ -375,7 +369,7 @@ class ControlLink(Wire[ControlEvent]):
         asked, answered = trio.current_time(), trio.Event()
         self._asked[payload] = answered
         try:
-            await self.write(self.machine.ping(payload))
+            self.post(self.machine.ping(payload))
             await answered.wait()
             if payload in self._asked:
                 raise self._over()
