@@ -24,7 +24,7 @@ from vsockfwd.config import NamedRule, find_target, quarrel
 from vsockfwd.engine import Engine
 from vsockfwd.engine.server import AtOnce, Gate, Handler, serve_listeners
 from vsockfwd.engine.session import Session
-from vsockfwd.errors import ConfigError, NotFound, VsockfwdError
+from vsockfwd.errors import ConfigError, NotFound, VsockfwdError, the_one
 from vsockfwd.events import Closed, Denied, Event, Listening, Opened, RuleChanged
 from vsockfwd.identity import Identity
 from vsockfwd.transport.base import Listener, Stream
@@ -461,7 +461,7 @@ class Rules:
                 served = work._total
                 work.begin()
                 try:
-                    await work.named.kind.run(work, work.rule)
+                    await _run_once(work)
                 except VsockfwdError as error:
                     work.error = error
                     if not self.patient and not work.settled.is_set():
@@ -479,3 +479,11 @@ class Rules:
                 work.set(State.STOPPED)
         self._ended.set()
         self._ended = trio.Event()
+
+
+async def _run_once(work: Work) -> None:
+    """Run a rule's kind. Where it fails in tasks of its own, their one reason is raised."""
+    try:
+        await work.named.kind.run(work, work.rule)
+    except BaseExceptionGroup as group:
+        raise the_one(group) from None
