@@ -177,6 +177,19 @@ async def test_a_listener_that_cannot_be_had_anew_after_its_agent_was_away_is_tr
         await up(work)
 
 
+async def test_an_agent_that_a_connection_finds_back_is_back_for_its_rules_at_once(world: World, autojump_clock):
+    server = await serving(world)
+    async with at_work(world, local()) as rules:
+        work = rules.works["local"]
+        await settled(lambda: work.state is State.DOWN)
+        async with world.agent():
+            client = await dial(world)
+            (await server.accept()).close()
+            client.close()
+            await trio.testing.wait_all_tasks_blocked()
+            assert work.state is State.UP
+
+
 async def test_the_pauses_grow_have_jitter_and_begin_anew_after_useful_traffic():
     backoff = Backoff()
     pauses = [backoff.next() for _ in range(20)]

@@ -95,7 +95,7 @@ class Keeper:
     """Keeps a session with one target for the rules that use it: logs in, and again when it is lost.
 
     The pauses between attempts grow until the session was of use, that is until a stream was opened over it: an agent
-    that lets us in and dies at once is not asked a thousand times a second.
+    that lets us in and dies at once is not asked a thousand times a second. Whoever else logs in ends a pause.
     """
 
     def __init__(self, engine: Engine, target: Address, nursery: trio.Nursery) -> None:
@@ -130,7 +130,8 @@ class Keeper:
                     self._set(False, error.line())
                 if self.session.opened > opened:
                     backoff.reset()
-                await trio.sleep(backoff.next())
+                with trio.move_on_after(backoff.next()):
+                    await self.session.came_up()
         self.session.leave()
 
 
