@@ -16,7 +16,7 @@ from vsockfwd.engine import Engine
 from vsockfwd.engine.rules import Backoff, Rules, State, Work
 from vsockfwd.errors import ConfigError, NotFound
 from vsockfwd.events import Closed, Denied, Ending, RuleChanged
-from vsockfwd.modes.forward import LOCAL, RAW, LocalRule, RawRule
+from vsockfwd.modes.forward import LOCAL, RAW, REMOTE, LocalRule, RawRule, RemoteRule
 from vsockfwd.rule import Admitted, StreamEnd
 from vsockfwd.transport.base import Stream
 
@@ -34,6 +34,16 @@ def local(name: str = "local", **more: Any) -> NamedRule:
         **more,
     )
     return NamedRule(name, LOCAL, rule)
+
+
+def remote(name: str = "remote", **more: Any) -> NamedRule:
+    rule = RemoteRule(
+        listen=StreamEnd(parse("memory:entrance")),
+        connect=StreamEnd(parse("memory:server")),
+        target="memory:agent",
+        **more,
+    )
+    return NamedRule(name, REMOTE, rule)
 
 
 @contextlib.asynccontextmanager
@@ -133,6 +143,51 @@ async def test_when_down_refuse_closes_the_listener_while_the_agent_is_away(worl
         await settled(lambda: work.state is State.DOWN)
         with pytest.raises(Exception, match="memory:client"):
             await dial(world)
+
+
+async def test_a_remote_listener_is_there_again_whenever_its_agent_is_and_other_rules_never_notice(
+    world: World, autojump_clock
+):
+    server = await serving(world)
+    async with at_work(world, raw(), remote()) as rules:
+        work = rules.works["remote"]
+        for _ in range(2):
+            assert work.state is State.DOWN
+            async with world.agent():
+                await up(work)
+                client = await dial(world, "memory:entrance")
+                neighbour = await server.accept()
+                await neighbour.send_all(b"served")
+                assert await client.receive_some() == b"served"
+            assert await is_reset(client)
+            neighbour.close()
+            await settled(lambda: work.state is State.DOWN)
+            assert work.why
+        assert rules.works["raw"].state is State.UP
+
+
+async def test_a_listener_that_cannot_be_had_anew_after_its_agent_was_away_is_tried_until_it_can(
+    world: World, autojump_clock
+):
+    taken = (await world.engine.network.listen(parse("memory:client")))[0]
+    async with world.agent(), at_work(world, local(when_down="refuse")) as rules:
+        work = rules.works["local"]
+        await settled(lambda: "memory:client" in work.why)
+        taken.close()
+        await up(work)
+
+
+async def test_an_agent_that_a_connection_finds_back_is_back_for_its_rules_at_once(world: World, autojump_clock):
+    server = await serving(world)
+    async with at_work(world, local()) as rules:
+        work = rules.works["local"]
+        await settled(lambda: work.state is State.DOWN)
+        async with world.agent():
+            client = await dial(world)
+            (await server.accept()).close()
+            client.close()
+            await trio.testing.wait_all_tasks_blocked()
+            assert work.state is State.UP
 
 
 async def test_the_pauses_grow_have_jitter_and_begin_anew_after_useful_traffic():

@@ -24,7 +24,7 @@ from vsockfwd.config import NamedRule, find_target, quarrel
 from vsockfwd.engine import Engine
 from vsockfwd.engine.server import AtOnce, Gate, Handler, serve_listeners
 from vsockfwd.engine.session import Session
-from vsockfwd.errors import ConfigError, NotFound, VsockfwdError
+from vsockfwd.errors import ConfigError, NotFound, VsockfwdError, the_one
 from vsockfwd.events import Closed, Denied, Event, Listening, Opened, RuleChanged
 from vsockfwd.identity import Identity
 from vsockfwd.transport.base import Listener, Stream
@@ -95,7 +95,7 @@ class Keeper:
     """Keeps a session with one target for the rules that use it: logs in, and again when it is lost.
 
     The pauses between attempts grow until the session was of use, that is until a stream was opened over it: an agent
-    that lets us in and dies at once is not asked a thousand times a second.
+    that lets us in and dies at once is not asked a thousand times a second. Whoever else logs in ends a pause.
     """
 
     def __init__(self, engine: Engine, target: Address, nursery: trio.Nursery) -> None:
@@ -130,7 +130,8 @@ class Keeper:
                     self._set(False, error.line())
                 if self.session.opened > opened:
                     backoff.reset()
-                await trio.sleep(backoff.next())
+                with trio.move_on_after(backoff.next()):
+                    await self.session.came_up()
         self.session.leave()
 
 
@@ -461,7 +462,7 @@ class Rules:
                 served = work._total
                 work.begin()
                 try:
-                    await work.named.kind.run(work, work.rule)
+                    await _run_once(work)
                 except VsockfwdError as error:
                     work.error = error
                     if not self.patient and not work.settled.is_set():
@@ -479,3 +480,11 @@ class Rules:
                 work.set(State.STOPPED)
         self._ended.set()
         self._ended = trio.Event()
+
+
+async def _run_once(work: Work) -> None:
+    """Run a rule's kind. Where it fails in tasks of its own, their one reason is raised."""
+    try:
+        await work.named.kind.run(work, work.rule)
+    except BaseExceptionGroup as group:
+        raise the_one(group) from None

@@ -60,7 +60,7 @@ class Session:
         self._ready: Ready | None = None
         self._links: weakref.WeakSet[Link] = weakref.WeakSet()
         self._pings = itertools.count()
-        self._lost = trio.Event()
+        self._came_up, self._lost = trio.Event(), trio.Event()
         self._why: VsockfwdError | None = None
         self.opened = 0
         """Streams that were opened, in all."""
@@ -89,6 +89,7 @@ class Session:
                     raise
                 self._control = control
                 self._failure = None
+                self._came_up.set()
                 self.engine.report(SessionUp(self.name, self._ready.seen_as))
                 self._nursery.start_soon(self._keep, control)
             return self._ready
@@ -147,7 +148,11 @@ class Session:
     def _forget(self) -> None:
         self._control = self._ready = None
         self._lost.set()
-        self._lost = trio.Event()
+        self._came_up, self._lost = trio.Event(), trio.Event()
+
+    async def came_up(self) -> None:
+        """Wait until there is a live session, whoever logs in."""
+        await self._came_up.wait()
 
     async def lost(self) -> VsockfwdError:
         """Wait until the session is lost; returns why."""
