@@ -58,7 +58,7 @@ class Calling:
             try:
                 stream = await self._engine.network.connect(self._place, privileged=True)
             except VsockfwdError as error:
-                self._in_vain(error.line())
+                self._in_vain(error.message)
                 continue
             decision = self._agent.policy.admit(stream.peer)
             if decision.allowed:
