@@ -3,18 +3,24 @@ _vsockfwd() {
   local word=${COMP_WORDS[COMP_CWORD]} options=
   COMPREPLY=()
   if [ "$COMP_CWORD" -eq 1 ]; then
-    COMPREPLY=($(compgen -W 'cp demo dgram forward ping plugins relay serve --help --version' -- "$word"))
+    COMPREPLY=($(compgen -W 'add cp demo dgram forward ping plugins relay reload remove serve status top up --help --version' -- "$word"))
     return
   fi
   case ${COMP_WORDS[1]} in
+    add) options='--control --help --json --quiet --verbose -q -v' ;;
     cp) options='--help --json --quiet --recursive --verbose -p -q -r -v' ;;
     demo) options='--help --json --quiet --verbose -q -v' ;;
     dgram) options='--flows --help --idle --json --quiet --verbose -L -R -p -q -v' ;;
-    forward) options='--exit-on-failure --help --json --quiet --verbose -L -p -q -v' ;;
+    forward) options='--drain --exit-on-failure --half-open-timeout --help --idle-timeout --json --max-connections --quiet --verbose --when-down -D -L -R -W -f -p -q -v' ;;
     ping) options='--count --help --interval --json --quiet --verbose -c -i -p -q -v' ;;
     plugins) options='--help --json --quiet --verbose -q -v' ;;
     relay) options='' ;;
-    serve) options='--allow-cid --allow-guest --allow-uid --help --json --listen --metrics --quiet --verbose -l -q -v' ;;
+    reload) options='--control --help --json --quiet --verbose -q -v' ;;
+    remove) options='--control --help --json --quiet --verbose -q -v' ;;
+    serve) options='--allow-cid --allow-guest --allow-uid --connect --help --json --listen --metrics --quiet --verbose -l -q -v' ;;
+    status) options='--control --help --json --quiet --verbose -q -v' ;;
+    top) options='--control --help --interval --json --quiet --verbose -d -n -q -v' ;;
+    up) options='--check --config --control --drain --help --json --metrics --quiet --verbose -c -q -v' ;;
   esac
   case $word in
     -*) COMPREPLY=($(compgen -W "$options" -- "$word")) ;;

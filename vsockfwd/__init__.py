@@ -16,6 +16,7 @@ To change …                                                     open …
   … and between two vsockfwd peers                                engine/link.py (a wire machine joined to a stream)
   logging in, staying alive, coming back                          engine/session.py (client), engine/agent.py (server)
   what a service manager is told, and what it passes us           service.py
+  an agent that dials its client, and the client that waits       engine/calling.py, transport/accepting.py
   accepting: caps, failures, descriptors running out              engine/server.py
   listening at the agent's for a client, fetching who comes there engine/listening.py (agent), engine/incoming.py
   what a built-in command does                                    modes/: forward, ping

@@ -12,8 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.process import Server, error_of, run, wait_until
+from tests.cli.process import Server, error_of
 from tests.peers import need
+from vsockfwd.address import parse_target
+from vsockfwd.cli.serve import check_calling
+from vsockfwd.errors import VsockfwdError
+from vsockfwd.policy import Policy
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -79,28 +83,28 @@ def test_a_command_that_nobody_calls_ends_in_time_and_leaves_nothing(tmp_path: P
     assert not (tmp_path / "home").exists()
 
 
-def test_ping_finds_an_agent_that_has_been_calling_for_long(tmp_path: Path) -> None:
-    place = f"unix:{tmp_path}/home"
-    with Server("serve", "--connect", place, first="clientaway") as guest:
-        assert "agent answers" in run("ping", "-c", "1", f"accept:{place}").stdout
-        wait_until(lambda: len(guest.of("clientaway")) > 1)
-        assert "agent answers" in run("ping", "-c", "1", f"accept:{place}").stdout
-        assert guest.signal(signal.SIGTERM) == 143
-
-
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("address", "code", "said"),
     [
-        (("--connect", "tcp:5000"), 77, "an agent lets nobody in over TCP"),
-        (("--connect", "vsock:host:5000"), 77, "who listens there would not be let in: the host's process is not priv"),
-        (("--connect", "vsock:3:876"), 77, "--allow-cid 3"),
-        (("--connect", "hybrid:/run/vm:5000"), 77, "--allow-guest"),
-        (("--connect", "vsock:any:5000", "--allow-cid", "any"), 2, "the CID any is for listening"),
-        (("--connect", "accept:unix:/s"), 2, "here it is --connect unix:/s"),
-        (("--connect", "-"), 2, "stdio can be opened once"),
+        ("tcp:5000", 77, "an agent lets nobody in over TCP"),
+        ("vsock:host:5000", 77, "who listens there would not be let in: the host's process is not priv"),
+        ("vsock:3:876", 77, "--allow-cid 3"),
+        ("hybrid:/run/vm:5000", 77, "--allow-guest"),
+        ("vsock:any:5000", 2, "the CID any is for listening"),
+        ("accept:unix:/s", 2, "here it is --connect unix:/s"),
     ],
 )
-def test_a_call_that_would_be_in_vain_is_refused_at_once(words: tuple[str, ...], code: int, said: str) -> None:
-    exit_code, told = error_of("serve", *words)
-    assert exit_code == code
-    assert said in told
+def test_a_call_that_would_be_in_vain_is_refused_at_once(address: str, code: int, said: str) -> None:
+    with pytest.raises(VsockfwdError) as caught:
+        check_calling(parse_target(address), Policy(own_uid=1000))
+    assert caught.value.exit_code == code
+    assert said in caught.value.line()
+
+
+@pytest.mark.parametrize("address", ["vsock:host", "2", "unix:/s", "abstract:s"])
+def test_a_call_whose_answerer_the_kernel_vouches_for_is_made(address: str) -> None:
+    check_calling(parse_target(address), Policy(own_uid=1000))
+
+
+def test_a_wrong_place_ends_the_command_with_one_line() -> None:
+    assert error_of("serve", "--connect", "tcp:5000")[0] == 77
