@@ -17,7 +17,7 @@ _vsockfwd() {
     relay) options='' ;;
     reload) options='--control --help --json --log-format --quiet --verbose -q -v' ;;
     remove) options='--control --help --json --log-format --quiet --verbose -q -v' ;;
-    serve) options='--allow-cid --allow-guest --allow-uid --help --json --listen --log-format --metrics --quiet --verbose -l -q -v' ;;
+    serve) options='--allow-cid --allow-guest --allow-uid --connect --help --json --listen --log-format --metrics --quiet --verbose -l -q -v' ;;
     status) options='--control --help --json --log-format --quiet --verbose -q -v' ;;
     top) options='--control --help --interval --json --log-format --quiet --verbose -d -n -q -v' ;;
     up) options='--check --config --control --drain --help --json --log-format --metrics --quiet --verbose -c -q -v' ;;

@@ -18,6 +18,7 @@ To change …                                                     open …
   … and between two vsockfwd peers                                engine/link.py (a wire machine joined to a stream)
   logging in, staying alive                                       engine/session.py (client), engine/agent.py (server)
   listening at the agent's for a client                           engine/listening.py (agent's), incoming.py (client's)
+  an agent that dials its client, and the client that waits       engine/calling.py, transport/accepting.py
   accepting: caps, failures, descriptors running out              engine/server.py; on several processes: workers.py
   how rules are run, wait, come back, are counted and reloaded    engine/rules.py; who asks: engine/control_socket.py
   signals, draining, exit                                         engine/invocation.py; what systemd hears: service.py

@@ -166,6 +166,12 @@ class UnixAddress(Address):
 
     path: bytes
 
+    @property
+    def vmm(self) -> HybridAddress | None:
+        """What the path means where it ends in _NUMBER: where a VMM brings its guest's connections."""
+        vmm, _, port = self.path.rpartition(b"_")
+        return HybridAddress(vmm, int(port)) if re.fullmatch(rb"[0-9]+", port) else None
+
     def rest(self) -> str:
         return _quote(self.path)
 
@@ -268,6 +274,26 @@ class UnixDatagramAddress(Address):
 
     def rest(self) -> str:
         return _quote(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptAddress(Address):
+    """`accept:PLACE`, as a TARGET only: the agent dials us, and `place` is where we wait for it.
+
+    The CID of a vsock place is the machine that calls, as the CID of a target is the machine that is called. Its
+    privileged processes are meant; `any_user` (`,trust=machine`) means every process of it.
+    """
+
+    scheme = "accept"
+
+    place: Address
+    any_user: bool = False
+
+    def bare(self) -> str:
+        return f"accept:{self.place.bare()}"
+
+    def __str__(self) -> str:
+        return f"accept:{self.place}{',trust=machine' * self.any_user}"
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -510,6 +536,8 @@ def _scheme_hint(scheme: str) -> str:
     close = difflib.get_close_matches(lowered, _SCHEMES, 1)
     if close:
         return f"did you mean {close[0]}?"
+    if lowered == AcceptAddress.scheme:
+        return "accept: stands where a TARGET is meant, and nowhere else"
     return "the schemes are " + ", ".join(name for name in _SCHEMES if name != "memory")
 
 
@@ -527,8 +555,11 @@ _PORTLESS = (
 def parse_target(text: str, port: int | None = None) -> Address:
     """Read a TARGET: where an agent listens. A bare number is a CID; the agent's port is filled in where it is missing.
 
-    `port` is what `-p` said; it must not contradict a port that is written.
+    `port` is what `-p` said; it must not contradict a port that is written. `accept:` and a target is where we wait
+    for an agent that calls.
     """
+    if text.startswith("accept:"):
+        return _parse_accept(text, port)
     body, comma, options = text.partition(",")
     agent_port = AGENT_PORT if port is None else port
     if re.fullmatch(r"[0-9]+", body):
@@ -548,11 +579,34 @@ def parse_target(text: str, port: int | None = None) -> Address:
         raise AddressError(f"-p {port} does not fit: {reason}", text=text, hint="leave out -p")
     if isinstance(target, StdioAddress | FdAddress):
         raise AddressError(
-            f"an agent is dialled anew for every stream, {target.scheme} can be opened once",
+            f"every stream is a connection of its own, {target.scheme} can be opened once",
             text=text,
             hint="name a socket address",
         )
     return target
+
+
+def _parse_accept(text: str, port: int | None) -> AcceptAddress:
+    start = len("accept:")
+    body, *options = text[start:].split(",")
+    trusts = [option for option in options if option.partition("=")[0] == "trust"]
+    place = parse_target(",".join([body, *(option for option in options if option not in trusts)]), port)
+    if isinstance(place, AcceptAddress):
+        raise AddressError("one accept: is enough", text=text, position=start)
+    if isinstance(place, VsockAddress) and place.cid == CID_ANY:
+        raise AddressError(
+            "the CID is that of the machine that calls",
+            text=text,
+            position=start,
+            hint=f"such as accept:vsock:3:{place.port}; it is waited for on every CID of this machine",
+        )
+    if trusts and (trusts != ["trust=machine"] or not isinstance(place, VsockAddress | HybridAddress)):
+        raise AddressError(
+            "trust=machine, once, is all that can be said of trust, and of vsock and hybrid only",
+            text=text,
+            position=text.index(",trust") + 1,
+        )
+    return AcceptAddress(place, bool(trusts))
 
 
 # --- writing ------------------------------------------------------------------------------------------------------

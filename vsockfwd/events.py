@@ -128,6 +128,25 @@ class SessionDown(Event, frozen=True):
         return f"{self.target}: session lost: {self.why}"
 
 
+class ClientFound(Event, frozen=True):
+    """The place that an agent calls has taken its call: a client waits there, or can begin at once."""
+
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: called, ready for a client"
+
+
+class ClientAway(Event, frozen=True):
+    """Nobody takes the calls of an agent at a place, or nobody that is let in; it goes on calling."""
+
+    place: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: no client there, calling again: {self.why}"
+
+
 class Denied(Event, frozen=True):
     """Somebody was turned away."""
 

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vsockfwd.address import AGENT_PORT, Address, HybridAddress, TcpAddress, UnixAddress, VsockAddress, parse_target
+from vsockfwd.address import (
+    AGENT_PORT,
+    AcceptAddress,
+    Address,
+    HybridAddress,
+    TcpAddress,
+    UnixAddress,
+    VsockAddress,
+    parse_target,
+)
 from vsockfwd.errors import AddressError
 
 
@@ -34,6 +43,15 @@ from vsockfwd.errors import AddressError
         ("tcp:9", None, TcpAddress("", 9)),
         ("tcp:9", 9, TcpAddress("", 9)),
         ("unix:/run/a.sock", None, UnixAddress(b"/run/a.sock")),
+        ("accept:3", None, AcceptAddress(VsockAddress(3, 876))),
+        ("accept:vsock:3", 5000, AcceptAddress(VsockAddress(3, 5000))),
+        ("accept:vsock:host:5000", None, AcceptAddress(VsockAddress(2, 5000))),
+        ("accept:unix:/run/h,mode=0660", None, AcceptAddress(UnixAddress(b"/run/h", options=(("mode", 0o660),)))),
+        (
+            "accept:hybrid:/run/vm,trust=machine,backlog=5",
+            None,
+            AcceptAddress(HybridAddress(b"/run/vm", 876, options=(("backlog", 5),)), any_user=True),
+        ),
     ],
 )
 def test_a_target_is_the_agent_that_the_user_meant(text: str, port: int | None, target: Address) -> None:
@@ -51,7 +69,7 @@ def test_a_target_is_the_agent_that_the_user_meant(text: str, port: int | None, 
         ("", None, "the target is missing"),
         ("web", None, "no target is called 'web' – a target is a CID such as 3, or an address"),
         (",backlog=1", None, "the target is missing"),
-        ("-", None, "an agent is dialled anew for every stream, stdio can be opened once"),
+        ("-", None, "every stream is a connection of its own, stdio can be opened once"),
         ("stdio", None, "can be opened once"),
         ("fd:3", None, "fd can be opened once"),
         ("udp:53", None, "udp carries datagrams"),
@@ -66,6 +84,13 @@ def test_a_target_is_the_agent_that_the_user_meant(text: str, port: int | None, 
         ("tcp:", None, "a port is missing"),
         ("nfs:host", None, "no scheme is called 'nfs'"),
         ("3,colour=red", None, "vsock has no option 'colour'"),
+        ("accept:", None, "the target is missing"),
+        ("accept:accept:3", None, "one accept: is enough"),
+        ("accept:vsock:any:5000", None, "the CID is that of the machine that calls – such as accept:vsock:3:5000"),
+        ("accept:fd:3", None, "fd can be opened once"),
+        ("accept:3,trust=me", None, "trust=machine, once, is all"),
+        ("accept:3,trust=machine,trust=machine", None, "trust=machine, once, is all"),
+        ("accept:unix:/run/h,trust=machine", None, "of vsock and hybrid only"),
     ],
 )
 def test_a_wrong_target_is_refused_with_the_reason(text: str, port: int | None, said: str) -> None:
@@ -82,7 +107,7 @@ def test_the_agents_port_is_one_that_no_unprivileged_user_of_a_guest_can_sit_on(
 @settings(deadline=None)
 @given(st.text(alphabet=st.characters(), max_size=30), st.none() | st.integers(-5, 70000))
 def test_any_text_is_a_target_or_an_address_error(text: str, port: int | None) -> None:
-    for candidate in (text, f"vsock:{text}", f"hybrid:{text}", f"tcp:{text}"):
+    for candidate in (text, f"vsock:{text}", f"hybrid:{text}", f"tcp:{text}", f"accept:{text}"):
         try:
             target = parse_target(candidate, port)
         except AddressError as error:

@@ -41,10 +41,12 @@ def error_of(*words: str, env: dict[str, str] | None = None) -> tuple[int, str]:
 
 
 class Server:
-    """A command that listens; ended, by its own process id, when the block ends."""
+    """A command that stays; ended, by its own process id, when the block ends."""
 
-    def __init__(self, *words: str, env: dict[str, str] | None = None) -> None:
+    def __init__(self, *words: str, env: dict[str, str] | None = None, first: str = "listening") -> None:
+        """`first`: the event by which it shows that it is at work."""
         self.words = words
+        self.first = first
         self.process = subprocess.Popen(
             [*COMMAND, *words, "--json"],
             stdin=subprocess.DEVNULL,
@@ -95,7 +97,7 @@ class Server:
         return self.process.wait(DEADLINE)
 
     def __enter__(self) -> Server:
-        self.wait_for("listening")
+        self.wait_for(self.first)
         return self
 
     def __exit__(

@@ -13,7 +13,8 @@ from tests.engine.world import World, settled
 from vsockfwd.address import parse
 from vsockfwd.config import NamedRule
 from vsockfwd.engine import Engine
-from vsockfwd.engine.rules import Backoff, Rules, State, Work
+from vsockfwd.engine.backoff import Backoff
+from vsockfwd.engine.rules import Rules, State, Work
 from vsockfwd.errors import ConfigError, NotFound
 from vsockfwd.events import Closed, Denied, Ending, RuleChanged
 from vsockfwd.modes.forward import LOCAL, RAW, REMOTE, LocalRule, RawRule, RemoteRule

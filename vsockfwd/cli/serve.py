@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
+import trio
 import typer
 
 from vsockfwd.address import (
     AGENT_PORT,
+    AcceptAddress,
     Address,
     FdAddress,
     HybridAddress,
@@ -18,16 +19,18 @@ from vsockfwd.address import (
     UnixAddress,
     VsockAddress,
     parse_stream,
+    parse_target,
 )
 from vsockfwd.cli.metrics import Metrics, metered
 from vsockfwd.contract import Mode
 from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent
+from vsockfwd.engine.calling import Calling
 from vsockfwd.engine.invocation import Invocation
-from vsockfwd.engine.server import serve_listeners
+from vsockfwd.engine.server import Gate, serve_listeners
 from vsockfwd.errors import AddressError, NotAllowed, UsageError, VsockfwdError, printable
 from vsockfwd.events import Listening
-from vsockfwd.identity import CID_ANY
+from vsockfwd.identity import CID_ANY, GuestPeer, Identity, VsockPeer
 from vsockfwd.policy import Policy
 from vsockfwd.transport.base import Listener
 
@@ -42,6 +45,10 @@ def serve(
             metavar="ADDRESS",
             help=f"where to listen (default: the sockets that systemd passes, else vsock:any:{AGENT_PORT})",
         ),
+    ] = None,
+    connect: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDRESS", help="call there, where a client waits (its TARGET: accept:…)"),
     ] = None,
     allow_cid: Annotated[
         list[str] | None,
@@ -58,8 +65,10 @@ def serve(
     """Run the agent: what -L forwards, cp and dgram talk to, usually inside the guest.
 
     On vsock it lets in privileged processes of the host only, on unix: its own user and root; --allow-… widens that.
+    With --connect it listens only where --listen says so; who listens where it calls is the client.
     """
     addresses = [parse_stream(text) for text in listen or []]
+    places = [parse_target(text) for text in connect or []]
     policy = Policy(
         own_uid=os.geteuid(),
         cids=frozenset(map(_cid, allow_cid or [])),
@@ -68,7 +77,9 @@ def serve(
     )
     for address in addresses:
         check_listening(address, policy)
-    return invocation.run(_serve, addresses, policy, invocation.modes(), metrics)
+    for place in places:
+        check_calling(place, policy)
+    return invocation.run(_serve, addresses, places, policy, invocation.modes(), metrics)
 
 
 def _cid(text: str) -> int:
@@ -94,13 +105,37 @@ def check_listening(address: Address, policy: Policy) -> None:
             f"{address}: the guest behind a hybrid socket is let in by a rule only",
             hint="--allow-guest is that rule",
         )
-    if isinstance(address, UnixAddress) and re.search(rb"_[0-9]+$", address.path):
+    if isinstance(address, UnixAddress) and address.vmm is not None:
         raise NotAllowed(
             f"{address}: a path that ends in _NUMBER is where a VMM brings its guest's connections",
-            hint=f"write hybrid:{printable(address.path.rpartition(b'_')[0])}:NUMBER with --allow-guest, or rename it",
+            hint=f"write {address.vmm} with --allow-guest, or rename it",
         )
     if address.scheme == "stdio":
         raise UsageError("stdio is one connection, an agent listens for many")
+
+
+def check_calling(place: Address, policy: Policy) -> None:
+    """Refuse to call where nobody who answers would be let in, as far as the address tells."""
+    if isinstance(place, AcceptAddress):
+        raise UsageError(f"{place}: that is the client's word", hint=f"here it is --connect {place.place}")
+    peer: Identity
+    match place:
+        case TcpAddress():
+            raise NotAllowed(
+                f"{place}: an agent lets nobody in over TCP, where an IP address proves nothing",
+                hint="call vsock: or unix:",
+            )
+        case VsockAddress():
+            if place.cid == CID_ANY:
+                raise UsageError(f"{place}: the CID any is for listening", hint=f"such as vsock:host:{place.port}")
+            peer = VsockPeer(place.cid, place.port)
+        case HybridAddress():
+            peer = GuestPeer(place.path)
+        case _:
+            return  # the kernel tells who listens there
+    decision = policy.admit(peer)
+    if not decision.allowed:
+        raise NotAllowed(f"{place}: who listens there would not be let in: {decision.reason}", hint=decision.hint)
 
 
 def default_addresses(engine: Engine) -> list[Address]:
@@ -109,16 +144,29 @@ def default_addresses(engine: Engine) -> list[Address]:
 
 
 async def _serve(
-    engine: Engine, addresses: list[Address], policy: Policy, modes: Mapping[str, Mode], metrics: str | None
+    engine: Engine,
+    addresses: list[Address],
+    places: list[Address],
+    policy: Policy,
+    modes: Mapping[str, Mode],
+    metrics: str | None,
 ) -> None:
     async with metered(engine, metrics) as engine:
-        listeners = await _listen(engine, addresses or default_addresses(engine), policy)
+        if not addresses and not places:
+            addresses = default_addresses(engine)
+        listeners = await _listen(engine, addresses, policy)
         agent = Agent(engine, modes, policy)
         names = ", ".join(sorted(agent.modes))
         for listener in listeners:
             engine.report(Listening(str(listener.address), f"for clients; modes: {names}"))
-        await engine.service.ready(f"listening on {', '.join(str(listener.address) for listener in listeners)}")
-        await serve_listeners(listeners, agent.handle, engine.report)
+        where = [f"listening on {listener.address}" for listener in listeners]
+        where += [f"calling {place}" for place in places]
+        await engine.service.ready(", ".join(where))
+        gate = Gate()
+        async with trio.open_nursery() as nursery:
+            for place in places:
+                nursery.start_soon(Calling(agent, place, gate).run)
+            nursery.start_soon(serve_listeners, listeners, agent.handle, engine.report, gate)
 
 
 async def _listen(engine: Engine, addresses: list[Address], policy: Policy) -> list[Listener]:

@@ -110,7 +110,10 @@ class Invocation:
             with trio.CancelScope() as scope:
                 await nursery.start(stop_on_signal, scope)
                 nursery.start_soon(service.keep_alive)
-                result = await main(engine, *arguments)
+                try:
+                    result = await main(engine, *arguments)
+                finally:
+                    engine.network.close()
             cut_off = scope.cancelled_caught
             nursery.cancel_scope.cancel()
         if stopped_by is not None and (cut_off or not drain):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import random
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,15 +21,13 @@ import trio
 from vsockfwd.address import Address
 from vsockfwd.config import NamedRule, find_target, quarrel
 from vsockfwd.engine import Engine
+from vsockfwd.engine.backoff import Backoff
 from vsockfwd.engine.server import AtOnce, Gate, Handler, serve_listeners
 from vsockfwd.engine.session import Session
 from vsockfwd.errors import ConfigError, NotFound, VsockfwdError, the_one
 from vsockfwd.events import Closed, Denied, Event, Listening, Opened, RuleChanged
 from vsockfwd.identity import Identity
 from vsockfwd.transport.base import Listener, Stream
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
-"""Seconds between two attempts: at first, and at most."""
 
 LEASE_LENGTH = 16
 """Bytes."""
@@ -72,23 +69,6 @@ class Status(msgspec.Struct, frozen=True):
     sent: int
     received: int
     last_error: str
-
-
-class Backoff:
-    """Growing pauses with jitter, so that a hundred clients do not come back in one moment."""
-
-    def __init__(self) -> None:
-        self._pause = FIRST_PAUSE
-
-    def reset(self) -> None:
-        """It was of use: begin anew."""
-        self._pause = FIRST_PAUSE
-
-    def next(self) -> float:
-        """Seconds to wait before the next attempt."""
-        pause = self._pause
-        self._pause = min(2 * pause, LONGEST_PAUSE)
-        return random.uniform(0.5, 1.0) * pause
 
 
 class Keeper:

@@ -91,7 +91,7 @@ async def serve_listeners(
 
     def take(stream: Stream) -> None:
         if at_once is None or not _taken(at_once, stream, report, gate):
-            nursery.start_soon(_contain, handler, stream, report, gate)
+            nursery.start_soon(contain, handler, stream, report, gate)
 
     async def accept(listener: Listener) -> None:
         try:
@@ -143,8 +143,11 @@ async def accept_on(listener: Listener, take: Take, report: Report, gate: Gate) 
             await trio.lowlevel.checkpoint()
 
 
-async def _contain(handler: Handler, stream: Stream, report: Report, gate: Gate) -> None:
-    """Run a handler so that its failure is its own. A stream that was not served to its end is aborted, not ended."""
+async def contain(handler: Handler, stream: Stream, report: Report, gate: Gate) -> None:
+    """Run a handler so that its failure is its own. A stream that was not served to its end is aborted, not ended.
+
+    The connection has entered the gate, and leaves it here.
+    """
     try:
         await handler(stream)
         stream.close()
@@ -156,7 +159,7 @@ async def _contain(handler: Handler, stream: Stream, report: Report, gate: Gate)
 
 
 def _taken(at_once: AtOnce, stream: Stream, report: Report, gate: Gate) -> bool:
-    """As `_contain`, without a task."""
+    """As `contain`, without a task."""
     try:
         return at_once(stream, gate.leave)
     except Exception as caught:  # noqa: BLE001 - as there

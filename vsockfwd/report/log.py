@@ -24,6 +24,7 @@ import msgspec
 
 from vsockfwd.errors import printable
 from vsockfwd.events import (
+    ClientAway,
     Closed,
     Denied,
     Dropped,
@@ -79,7 +80,7 @@ def severity(event: Event) -> Severity:
             return Severity.ERROR
         case Closed(outcome=outcome):
             return Severity.INFO if outcome.ending in (Ending.COMPLETE, Ending.STOPPED) else Severity.WARNING
-        case Denied() | Dropped() | SessionDown() | Repeated():
+        case ClientAway() | Denied() | Dropped() | SessionDown() | Repeated():
             return Severity.WARNING
         case RuleChanged(why=why) if why:
             return Severity.WARNING

@@ -204,6 +204,18 @@ class SocketStream(Stream):
         self.close()
 
 
+def is_over(stream: Stream) -> bool:
+    """Whether a stream that nothing was received from yet has ended or broken, as far as its socket shows already."""
+    if stream.sock is None:
+        return False
+    try:
+        return not stream.sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        return error.errno != errno.EOPNOTSUPP  # some vsock transports cannot peek: who reads finds out
+
+
 class Listener(ABC):
     """Where connections come in. `address` is what was bound, with the port that the kernel chose."""
 
@@ -286,6 +298,9 @@ class Transport(ABC, Generic[A]):
     def supported(self) -> str | None:
         """None, or the reason why this machine cannot, in words that a user can act on."""
         return None
+
+    def close(self) -> None:
+        """Close what the transport itself keeps open, at the process's end."""
 
     def cannot(self, what: str, address: Address) -> VsockfwdError:
         """The refusal of something that a scheme has no way to do."""

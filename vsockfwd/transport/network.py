@@ -10,6 +10,7 @@ from typing import Any
 
 from vsockfwd.address import Address
 from vsockfwd.errors import UsageError
+from vsockfwd.transport.accepting import AcceptTransport
 from vsockfwd.transport.base import Listener, Stream, Transport
 from vsockfwd.transport.descriptor import FdTransport, StdioTransport
 from vsockfwd.transport.hybrid import HybridTransport
@@ -36,6 +37,11 @@ class Network:
         """Listen. Raises a VsockfwdError, see Transport.listen."""
         return await self._of(address).listen(address)
 
+    def close(self) -> None:
+        """Close what the transports themselves keep open. Streams and listeners belong to who opened them."""
+        for transport in self.transports.values():
+            transport.close()
+
     def _of(self, address: Address) -> Transport[Any]:
         transport = self.transports.get(address.scheme)
         if transport is None:
@@ -45,7 +51,7 @@ class Network:
 
 def system_network(descriptors: Mapping[str, Sequence[int]] | None = None) -> Network:
     """Every transport that this machine's kernel may have; `descriptors`: what `fd:NAME` names."""
-    return Network(
+    sockets = Network(
         {
             "vsock": VsockTransport(),
             "hybrid": HybridTransport(),
@@ -56,3 +62,4 @@ def system_network(descriptors: Mapping[str, Sequence[int]] | None = None) -> Ne
             "fd": FdTransport(descriptors),
         }
     )
+    return Network({**sockets.transports, "accept": AcceptTransport(sockets.listen)})
