@@ -78,6 +78,7 @@ from vsockfwd.errors import (
     the_one,
 )
 from vsockfwd.events import (
+    Carried,
     Closed,
     Denied,
     Dropped,
@@ -98,7 +99,7 @@ from vsockfwd.events import (
 )
 from vsockfwd.identity import GuestPeer, Identity, NetworkPeer, OwnPeer, UnixPeer, VsockPeer
 from vsockfwd.policy import Policy
-from vsockfwd.rule import HERE, Admitted, AgentRule, AnyEnd, ForwardRule, RuleKind, StreamEnd
+from vsockfwd.rule import HERE, Admitted, AgentRule, AnyEnd, ForwardRule, Rule, RuleKind, StreamEnd, Written
 from vsockfwd.transport.base import Features, Listener, SocketStream, Stream
 from vsockfwd.transport.descriptor import DescriptorStream
 from vsockfwd.transport.vsock import own_cid, why_no_loopback, why_unsupported
@@ -132,6 +133,7 @@ __all__ = [
     "BufferPool",
     "Call",
     "CannotCreate",
+    "Carried",
     "Channel",
     "Closed",
     "Code",
@@ -181,6 +183,7 @@ __all__ = [
     "Report",
     "Reset",
     "Resource",
+    "Rule",
     "RuleKind",
     "Rules",
     "Session",
@@ -209,6 +212,7 @@ __all__ = [
     "VsockPeer",
     "VsockfwdError",
     "Work",
+    "Written",
     "__version__",
     "decode_arguments",
     "find_target",

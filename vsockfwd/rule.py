@@ -127,17 +127,10 @@ def read_field(kind: type[Any], value: object) -> object:
         raise ValueError(error.line()) from None
 
 
-class ForwardRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """What every rule may say; kinds add their own keys. Times are seconds."""
-
-    through_agent: ClassVar[bool] = False
+class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """What every rule may say; kinds add their own keys. One that goes through an agent has a `target`."""
 
     name: Annotated[str, msgspec.Meta(max_length=100)] = ""
-    max_connections: Annotated[int, msgspec.Meta(ge=1, le=MOST_CONNECTIONS)] = MOST_CONNECTIONS
-    max_connections_per_peer: Annotated[int, msgspec.Meta(ge=0)] = 0
-    idle_timeout: Seconds = 0.0
-    half_open_timeout: Seconds = 0.0
-    allow: tuple[Admitted, ...] = ()
 
     def title(self) -> str:
         """What the rule is called where nobody named it."""
@@ -146,6 +139,18 @@ class ForwardRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def listens(self) -> tuple[str, Address] | None:
         """Where the rule listens: HERE or a target, and the address."""
         return None
+
+
+class ForwardRule(Rule, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """A rule that carries connections: how many, whose, and how long they may be silent. Times are seconds."""
+
+    through_agent: ClassVar[bool] = False
+
+    max_connections: Annotated[int, msgspec.Meta(ge=1, le=MOST_CONNECTIONS)] = MOST_CONNECTIONS
+    max_connections_per_peer: Annotated[int, msgspec.Meta(ge=0)] = 0
+    idle_timeout: Seconds = 0.0
+    half_open_timeout: Seconds = 0.0
+    allow: tuple[Admitted, ...] = ()
 
 
 class AgentRule(ForwardRule, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
@@ -165,7 +170,7 @@ class RuleKind:
     """
 
     name: str
-    schema: type[ForwardRule]
+    schema: type[Rule]
     run: Callable[[Any, Any], Awaitable[None]]
 
 

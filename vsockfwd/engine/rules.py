@@ -24,6 +24,7 @@ from vsockfwd.engine.server import AtOnce, Gate, Handler, serve_listeners
 from vsockfwd.engine.session import Session
 from vsockfwd.errors import ConfigError, NotFound, VsockfwdError
 from vsockfwd.events import Closed, Denied, Event, Listening, Opened, RuleChanged
+from vsockfwd.rule import ForwardRule
 from vsockfwd.transport.base import Listener, Stream
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
@@ -97,7 +98,8 @@ class Keeper:
         self.users = 0
         self.up = False
         self.why = ""
-        self.scope = trio.CancelScope()
+        self.scope = trio.CancelScope(shield=True)
+        """Shielded: who is told to stop ends what it does over the session first, and the last of them cancels."""
         self._changed = trio.Event()
 
     async def changed(self) -> None:
@@ -148,7 +150,9 @@ class Work:
         self.scope = trio.CancelScope()
         self._rules = rules
         self._now = self._total = self._sent = self._received = 0
-        self._gate = Gate(self.rule.max_connections)
+        # What a rule without connections cannot say is never asked.
+        self._limits = self.rule if isinstance(self.rule, ForwardRule) else ForwardRule()
+        self._gate = Gate(self._limits.max_connections)
         self._of_peer: dict[object, int] = {}
 
     # --- for kinds
@@ -211,7 +215,7 @@ class Work:
         if when_down == "accept":
             listeners = await self.listen(address, purpose)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._follow, keeper)
+                nursery.start_soon(self.follow, keeper)
                 await self.serve(listeners, handler)
                 nursery.cancel_scope.cancel()
             return
@@ -226,8 +230,8 @@ class Work:
                     nursery.cancel_scope.cancel()
             self.listening = ()
 
-    async def _follow(self, keeper: Keeper) -> None:
-        """Show what the keeper knows."""
+    async def follow(self, keeper: Keeper) -> None:
+        """Show what the keeper knows, until cancelled."""
         while True:
             if keeper.up:
                 self.set(State.UP)
@@ -256,7 +260,7 @@ class Work:
         """Before each attempt: nothing of an earlier one is left."""
         self._now = 0
         self._of_peer.clear()
-        self._gate = Gate(self.rule.max_connections)
+        self._gate = Gate(self._limits.max_connections)
 
     # --- counting
 
@@ -275,7 +279,7 @@ class Work:
 
     def _enters(self, near: Stream) -> bool:
         """Whether a peer may come in; who may not is reset, and that is reported."""
-        peer, rule = near.peer, self.rule
+        peer, rule = near.peer, self._limits
         why = ""
         if rule.allow and not any(admitted.admits(peer) for admitted in rule.allow):
             why = f"the rule {self.name!r} does not allow it"
@@ -292,7 +296,7 @@ class Work:
         return not why
 
     def _leaves(self, near: Stream) -> None:
-        if self.rule.max_connections_per_peer:
+        if self._limits.max_connections_per_peer:
             principal = near.peer.principal
             self._of_peer[principal] -= 1
             if not self._of_peer[principal]:

@@ -124,7 +124,9 @@ class Session:
     async def _keep(self, control: ControlLink) -> None:
         """Keep the control connection alive until it is lost."""
         try:
-            await control.live()
+            # Shielded: streams that are cancelled as well have their last words first. `leave` ends it.
+            with trio.CancelScope(shield=True):
+                await control.live()
         except VsockfwdError as reason:
             if self._control is control:
                 self._why = reason
