@@ -26,7 +26,7 @@ import msgspec
 
 from vsockfwd.address import Address, parse_target
 from vsockfwd.errors import ConfigError, VsockfwdError, printable
-from vsockfwd.rule import AgentRule, ForwardRule, RuleKind, clash, read_field
+from vsockfwd.rule import Rule, RuleKind, clash, read_field
 
 TOP = ("targets", "forward")
 
@@ -37,7 +37,7 @@ class NamedRule:
 
     name: str
     kind: RuleKind
-    rule: ForwardRule
+    rule: Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +108,9 @@ def read_rule(
         rule = msgspec.convert(fields, kind.schema, dec_hook=read_field)
     except msgspec.ValidationError as error:
         raise ConfigError(_told(str(error), where)) from None
-    if isinstance(rule, AgentRule):
+    if (target := getattr(rule, "target", None)) is not None:
         try:
-            find_target(rule.target, targets)
+            find_target(target, targets)
         except VsockfwdError as error:
             raise ConfigError(f"{where}.target: {error.message}", hint=error.hint) from None
     return NamedRule(rule.name or f"{kind.name} {rule.title()}", kind, rule)

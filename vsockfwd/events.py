@@ -226,6 +226,22 @@ class Dropped(Event, frozen=True):
         return f"{self.rule}: {self.count} datagrams dropped: {self.reason}"
 
 
+class Carried(Event, frozen=True):
+    """What a datagram rule came to: datagrams out and in, those dropped on either side, bytes out and in."""
+
+    rule: str
+    datagrams_out: int
+    datagrams_in: int
+    dropped: int
+    sent: int
+    received: int
+    seconds: float
+
+    def __str__(self) -> str:
+        counts = f"{self.datagrams_out} datagrams out, {self.datagrams_in} in, {self.dropped} dropped"
+        return f"{self.rule}: {counts}, {self.sent} bytes out, {self.received} bytes in, {self.seconds:.3f} s"
+
+
 Report = Callable[[Event], None]
 
 

@@ -25,7 +25,7 @@ from vsockfwd.address import (
     parse_stream,
     parse_target,
 )
-from vsockfwd.config import NamedRule, find_target
+from vsockfwd.config import NamedRule, find_target, read_rule
 from vsockfwd.contract import (
     CONTRACT,
     Access,
@@ -81,6 +81,7 @@ from vsockfwd.errors import (
     the_one,
 )
 from vsockfwd.events import (
+    Carried,
     Closed,
     Denied,
     Dropped,
@@ -101,7 +102,7 @@ from vsockfwd.events import (
 )
 from vsockfwd.identity import GuestPeer, Identity, NetworkPeer, OwnPeer, UnixPeer, VsockPeer
 from vsockfwd.policy import Policy
-from vsockfwd.rule import HERE, Admitted, AgentRule, AnyEnd, ForwardRule, RuleKind, StreamEnd, WhenDown
+from vsockfwd.rule import HERE, Admitted, AgentRule, AnyEnd, ForwardRule, Rule, RuleKind, StreamEnd, WhenDown, Written
 from vsockfwd.transport.base import Features, Listener, SocketStream, Stream
 from vsockfwd.transport.descriptor import DescriptorStream
 from vsockfwd.transport.network import Network, system_network
@@ -137,6 +138,7 @@ __all__ = [
     "BufferPool",
     "Call",
     "CannotCreate",
+    "Carried",
     "Channel",
     "Closed",
     "Code",
@@ -188,6 +190,7 @@ __all__ = [
     "Report",
     "Reset",
     "Resource",
+    "Rule",
     "RuleKind",
     "Rules",
     "Session",
@@ -218,6 +221,7 @@ __all__ = [
     "WhenDown",
     "Work",
     "Workers",
+    "Written",
     "__version__",
     "bind",
     "decode_arguments",
@@ -236,6 +240,7 @@ __all__ = [
     "parse_target",
     "printable",
     "read_header",
+    "read_rule",
     "relay",
     "send_header",
     "serve_listeners",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 
@@ -130,17 +130,10 @@ def read_field(kind: type[Any], value: object) -> object:
         raise ValueError(error.line()) from None
 
 
-class ForwardRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """What every rule may say; kinds add their own keys. Times are seconds."""
-
-    through_agent: ClassVar[bool] = False
+class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """What every rule may say; kinds add their own keys. One that goes through an agent has a `target`."""
 
     name: Annotated[str, msgspec.Meta(max_length=100)] = ""
-    max_connections: Annotated[int, msgspec.Meta(ge=1, le=MOST_CONNECTIONS)] = MOST_CONNECTIONS
-    max_connections_per_peer: Annotated[int, msgspec.Meta(ge=0)] = 0
-    idle_timeout: Seconds = 0.0
-    half_open_timeout: Seconds = 0.0
-    allow: tuple[Admitted, ...] = ()
 
     def title(self) -> str:
         """What the rule is called where nobody named it."""
@@ -151,10 +144,18 @@ class ForwardRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return None
 
 
+class ForwardRule(Rule, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """A rule that carries connections: how many, whose, and how long they may be silent. Times are seconds."""
+
+    max_connections: Annotated[int, msgspec.Meta(ge=1, le=MOST_CONNECTIONS)] = MOST_CONNECTIONS
+    max_connections_per_peer: Annotated[int, msgspec.Meta(ge=0)] = 0
+    idle_timeout: Seconds = 0.0
+    half_open_timeout: Seconds = 0.0
+    allow: tuple[Admitted, ...] = ()
+
+
 class AgentRule(ForwardRule, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
     """A rule that goes through an agent."""
-
-    through_agent = True
 
     target: str
 
@@ -167,7 +168,7 @@ class RuleKind:
     """
 
     name: str
-    schema: type[ForwardRule]
+    schema: type[Rule]
     run: Callable[[Any, Any], Awaitable[None]]
 
 

@@ -325,7 +325,8 @@ class ControlLink(Wire[ControlEvent]):
             event = await self.next()
             self._heard = trio.current_time()
             if isinstance(event, Pinged):
-                self.post(self.machine.pong(event.payload))
+                if self.machine.ours is State.OPEN:
+                    self.post(self.machine.pong(event.payload))
             elif not isinstance(event, Ponged):
                 hear(event)
             elif event.payload in self._asked:
@@ -359,7 +360,8 @@ class ControlLink(Wire[ControlEvent]):
                 scope.cancel()
                 return
             unanswered += 1
-            self.post(self.machine.ping())
+            if self.machine.ours is State.OPEN:  # after our BYE nobody is asked
+                self.post(self.machine.ping())
 
     async def ping(self, payload: bytes) -> float:
         """Seconds of one round trip to the peer's engine. `live` must be running. Payloads must differ.

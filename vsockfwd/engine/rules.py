@@ -27,6 +27,7 @@ from vsockfwd.engine.session import Session
 from vsockfwd.errors import ConfigError, NotFound, VsockfwdError, the_one
 from vsockfwd.events import Closed, Denied, Event, Listening, Opened, RuleChanged
 from vsockfwd.identity import Identity
+from vsockfwd.rule import ForwardRule
 from vsockfwd.transport.base import Listener, Stream
 
 LEASE_LENGTH = 16
@@ -83,7 +84,8 @@ class Keeper:
         self.users = 0
         self.up = False
         self.why = ""
-        self.scope = trio.CancelScope()
+        self.scope = trio.CancelScope(shield=True)
+        """Shielded: who is told to stop ends what it does over the session first, and the last of them cancels."""
         self._changed = trio.Event()
 
     async def changed(self) -> None:
@@ -137,7 +139,9 @@ class Work:
         """By which an agent knows the rule's remote listener again."""
         self._rules = rules
         self._now = self._total = self._sent = self._received = 0
-        self._gate = Gate(self.rule.max_connections)
+        # What a rule without connections cannot say is never asked.
+        self._limits = self.rule if isinstance(self.rule, ForwardRule) else ForwardRule()
+        self._gate = Gate(self._limits.max_connections)
         self._of_peer: dict[object, int] = {}
 
     # --- for kinds
@@ -203,7 +207,7 @@ class Work:
         if when_down == "accept":
             listeners = await self.listen(address, purpose)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._follow, keeper)
+                nursery.start_soon(self.follow, keeper)
                 await self.serve(listeners, handler)
                 nursery.cancel_scope.cancel()
             return
@@ -218,8 +222,8 @@ class Work:
                     nursery.cancel_scope.cancel()
             self.listening = ()
 
-    async def _follow(self, keeper: Keeper) -> None:
-        """Show what the keeper knows."""
+    async def follow(self, keeper: Keeper) -> None:
+        """Show what the keeper knows, until cancelled."""
         while True:
             if keeper.up:
                 self.set(State.UP)
@@ -249,7 +253,7 @@ class Work:
         self.listening = ()
         self._now = 0
         self._of_peer.clear()
-        self._gate = Gate(self.rule.max_connections)
+        self._gate = Gate(self._limits.max_connections)
 
     # --- counting
 
@@ -268,7 +272,7 @@ class Work:
 
     def _enters(self, peer: Identity) -> str:
         """Count a peer's connection; returns why it may not come in, which is reported, or nothing."""
-        rule = self.rule
+        rule = self._limits
         why = ""
         if rule.allow and not any(admitted.admits(peer) for admitted in rule.allow):
             why = f"the rule {self.name!r} does not allow it"
@@ -284,7 +288,7 @@ class Work:
         return why
 
     def _leaves(self, peer: Identity) -> None:
-        if self.rule.max_connections_per_peer:
+        if self._limits.max_connections_per_peer:
             self._of_peer[peer.principal] -= 1
             if not self._of_peer[peer.principal]:
                 del self._of_peer[peer.principal]

@@ -28,9 +28,13 @@ from vsockfwd.plugin import (
     Workers,
     bind,
     open_session,
+    read_rule,
     system_network,
     unsaid,
 )
+
+DATAGRAMS = "/udp"
+"""What stands behind a spec whose ports are UDP's."""
 
 DRAIN = 5.0
 """Seconds that connections are given to end by themselves, once we are told to stop."""
@@ -47,11 +51,13 @@ def forward(
     ],
     local: Annotated[
         list[str] | None,
-        typer.Option("-L", metavar="[BIND:]PORT:HOST:HOSTPORT", help="listen here, connect from the agent's machine"),
+        typer.Option(
+            "-L", metavar="[BIND:]PORT:HOST:HOSTPORT[/udp]", help="listen here, connect from the agent's side"
+        ),
     ] = None,
     remote: Annotated[
         list[str] | None,
-        typer.Option("-R", metavar="[BIND:]PORT:HOST:HOSTPORT", help="listen on the agent's side, connect from here"),
+        typer.Option("-R", metavar="[BIND:]PORT:HOST:HOSTPORT[/udp]", help="listen at the agent's, connect here"),
     ] = None,
     dynamic: Annotated[
         list[str] | None,
@@ -96,8 +102,8 @@ def forward(
         target = invocation.target(addresses[0], port)
         through = {"target": str(target), **limits}
         listening = {"when_down": when_down, **through}
-        rules = [_local(spec, listening) for spec in local or ()]
-        rules += [_remote(spec, through) for spec in remote or ()]
+        rules = [_local(invocation, spec, listening) for spec in local or ()]
+        rules += [_remote(invocation, spec, through) for spec in remote or ()]
         rules += [_dynamic(spec, listening) for spec in dynamic or ()]
         if background and addresses[1:]:
             raise UsageError("-f and a COMMAND exclude each other", hint="the command's own & puts all in background")
@@ -130,14 +136,30 @@ def _check(when_down: str, idle: float, half_open: float, most: int | None, drai
         raise UsageError(f"--max-connections {most}: a whole number above 0")
 
 
-def _local(spec: str, through: dict[str, Any]) -> NamedRule:
+def _local(invocation: Invocation, spec: str, through: dict[str, Any]) -> NamedRule:
+    if spec.endswith(DATAGRAMS):
+        return _datagrams(invocation, "-L", spec, "datagram", through["target"])
     listen, connect = parse_forward(spec)
     return NamedRule(f"-L {spec}", LOCAL, LocalRule(listen=StreamEnd(listen), connect=StreamEnd(connect), **through))
 
 
-def _remote(spec: str, through: dict[str, Any]) -> NamedRule:
+def _remote(invocation: Invocation, spec: str, through: dict[str, Any]) -> NamedRule:
+    if spec.endswith(DATAGRAMS):
+        return _datagrams(invocation, "-R", spec, "remote-datagram", through["target"])
     listen, connect = parse_forward(spec)
     return NamedRule(f"-R {spec}", REMOTE, RemoteRule(listen=StreamEnd(listen), connect=StreamEnd(connect), **through))
+
+
+def _datagrams(invocation: Invocation, flag: str, spec: str, kind: str, target: str) -> NamedRule:
+    """`/udp` behind a spec: a rule of a kind that the plugin dgram brings."""
+    ends = [str(end).replace("tcp:", "udp:", 1) for end in parse_forward(spec.removesuffix(DATAGRAMS))]
+    if not all(end.startswith("udp:") for end in ends):
+        raise UsageError(f"{flag} {spec}: {DATAGRAMS} goes with ports alone", hint="vsockfwd dgram knows more")
+    kinds = {known.name: known for mode in invocation.modes().values() for known in mode.rules}
+    if kind not in kinds:
+        raise UsageError(f"{flag} {spec}: datagrams are carried by a plugin", hint="install vsockfwd-dgram")
+    table = {"kind": kind, "name": f"{flag} {spec}", "listen": ends[0], "connect": ends[1], "target": target}
+    return read_rule(table, f"{flag} {spec}", kinds, {})
 
 
 def _dynamic(spec: str, through: dict[str, Any]) -> NamedRule:

@@ -1,11 +1,11 @@
-"""What `-L` says."""
+"""What `-L` and `-R` say."""
 
 from __future__ import annotations
 
 import pytest
 
 from vsockfwd.plugin import AddressError
-from vsockfwd_dgram.rule import parse_local
+from vsockfwd_dgram.rule import parse_spec
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,7 @@ from vsockfwd_dgram.rule import parse_local
     ],
 )
 def test_a_spec_means_what_ssh_users_and_the_address_grammar_say(spec, listen, connect):
-    rule = parse_local(spec)
-    assert (str(rule.listen), str(rule.connect)) == (listen, connect)
+    assert tuple(map(str, parse_spec(spec))) == (listen, connect)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +58,7 @@ def test_a_spec_means_what_ssh_users_and_the_address_grammar_say(spec, listen, c
 )
 def test_a_wrong_spec_is_pointed_at(spec, character, words):
     with pytest.raises(AddressError) as caught:
-        parse_local(spec)
+        parse_spec(spec)
     assert words in caught.value.message
     assert f"character {character}:" in caught.value.message
     assert repr(spec)[1:-1] in caught.value.message

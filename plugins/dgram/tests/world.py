@@ -18,16 +18,19 @@ from vsockfwd.plugin import (
     Dropped,
     Engine,
     Event,
+    Listening,
     Mode,
+    NamedRule,
     Policy,
     Problem,
-    open_session,
+    Rules,
+    Work,
     parse,
     serve_listeners,
 )
 from vsockfwd_dgram import MODE
-from vsockfwd_dgram.near import Near
-from vsockfwd_dgram.sockets import Bound, bind
+from vsockfwd_dgram.client import DATAGRAM, REMOTE_DATAGRAM
+from vsockfwd_dgram.rule import DatagramEnd, Destination
 
 DEADLINE = 5.0
 
@@ -86,22 +89,32 @@ class World:
 
         return await nursery.start(run)
 
+    def rule(self, connect: str, listen: str = "udp:127.0.0.1:0", *, remote: bool = False, **keys: Any) -> NamedRule:
+        """A rule through the agent, that listens here or there."""
+        kind = REMOTE_DATAGRAM if remote else DATAGRAM
+        schema: Any = kind.schema
+        ends = {"listen": DatagramEnd.read(listen), "connect": Destination.read(connect)}
+        return NamedRule("rule", kind, schema(**ends, target=str(self.target), **{"idle": 60.0, **keys}))
+
     @contextlib.asynccontextmanager
-    async def forward(
-        self, connect: str, listen: str = "udp:127.0.0.1:0", *, idle: float = 60.0, flows: int | None = None
-    ) -> AsyncIterator[list[Bound]]:
-        """Forward datagrams for the length of a block; gives the sockets that it listens on."""
-        engine = Engine(report=self.near.append)
-        bound = await bind(parse(listen))
-        try:
-            async with open_session(engine, self.target) as session, trio.open_nursery() as nursery:
-                near = Near(engine, session, bound, parse(connect), idle, flows)
-                nursery.start_soon(near.run, await near.open())
-                yield bound
-                nursery.cancel_scope.cancel()
-        finally:
-            for each in bound:
-                each.close()
+    async def at_work(self, named: NamedRule) -> AsyncIterator[Work]:
+        """Run a rule for the length of a block, from when it came up or failed once."""
+        async with Rules(Engine(report=self.near.append), {}, patient=True) as rules:
+            work = rules.add(named)
+            await rules.settled()
+            yield work
+
+    @contextlib.asynccontextmanager
+    async def forward(self, connect: str, listen: str = "udp:127.0.0.1:0", **keys: Any) -> AsyncIterator[list[Any]]:
+        """Forward datagrams for the length of a block; gives the socket addresses that are listened on."""
+        async with self.at_work(self.rule(connect, listen, **keys)):
+            yield [socket_address(event) for event in self.near.of(Listening)]
+
+
+def socket_address(event: Listening) -> Any:
+    """What a socket connects to in order to reach a listener."""
+    address: Any = parse(event.address)
+    return (address.host.strip("[]"), address.port) if address.scheme == "udp" else address.path
 
 
 class Udp:

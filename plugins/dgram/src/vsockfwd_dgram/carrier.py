@@ -1,4 +1,4 @@
-"""One side of a stream with flows on it: what the side that listens and the agent's side share.
+"""One side of a stream with flows on it: what the side that listens and the side that sends on share.
 
 Datagrams from sockets wait in one fair queue, from which a single writer fills the stream; datagrams from the stream go
 out at once, and wait in another queue only while their socket takes nothing.
@@ -15,15 +15,18 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import trio
 
 from vsockfwd.plugin import (
+    Carried,
     Channel,
+    Closed,
     Ended,
     Ending,
     Frame,
+    Opened,
     Outcome,
     PeerBrokeProtocol,
     Problem,
@@ -72,9 +75,9 @@ F = TypeVar("F", bound=Flow)
 
 
 class Carrier(ABC, Generic[F]):
-    """The flows of one rule, on one side. `where` is what to call the peer's side in reports."""
+    """The flows of one rule, on one side. `where` is what to call the peer's side in reports; `live` holds them."""
 
-    def __init__(self, rule: str, where: str, cap: int, report: Report) -> None:
+    def __init__(self, rule: str, where: str, cap: int, report: Report, live: set[Any] | None = None) -> None:
         self.rule = rule
         self.cap = cap
         self.report = report
@@ -90,6 +93,7 @@ class Carrier(ABC, Generic[F]):
         self.received = 0
         """Datagrams that came from the stream."""
         self._sent = self._bytes_sent = self._bytes_received = 0
+        self._live: set[Any] = set() if live is None else live
         self._held: FairQueue[F] = FairQueue(lambda count: self.drops.add(Reason.QUEUE, count))
         """What came from the stream and waits for a socket that took nothing."""
         self._holding = trio.Event()
@@ -108,10 +112,16 @@ class Carrier(ABC, Generic[F]):
         """The peer announced a flow. Raises PeerBrokeProtocol."""
 
     @abstractmethod
-    def closed(self, flow: F, why: str) -> None:
+    def closed(self, flow: F) -> None:
         """A flow is over: let go of what it had."""
 
     # --- flows
+
+    def begin_flow(self, flow: F) -> None:
+        """Take a new flow."""
+        self.flows[flow.number] = flow
+        self._live.add(flow)
+        self.report(Opened(self.rule, flow.name))
 
     def use(self, flow: F, now: float) -> None:
         """A datagram went one way or the other."""
@@ -121,18 +131,21 @@ class Carrier(ABC, Generic[F]):
     def close_flow(self, flow: F, why: str, *, tell: bool = True, reason: Reason = Reason.NO_FLOW) -> None:
         """End a flow. The peer is told, unless it was the peer that ended it; what waits is dropped for `reason`."""
         del self.flows[flow.number]
+        self._live.discard(flow)
         self.drops.add(reason, self.outward.forget(flow) + self._held.forget(flow))
         self._bytes_sent += flow.sent
         self._bytes_received += flow.received
         if tell and flow.announced:
             self._closings.append(record(flow.number, why.encode()[:TEXT_LIMIT]))
             self.awake.set()
-        self.closed(flow, why)
+        self.closed(flow)
+        outcome = Outcome(Ending.COMPLETE, "", why, flow.sent, flow.received, flow.used - flow.began)
+        self.report(Closed(self.rule, flow.name, outcome))
 
-    def close_flows(self, why: str, reason: Reason) -> None:
-        """End them all; there is no peer to tell."""
+    def lost(self, why: str = "the stream was lost") -> None:
+        """End all flows; there is no peer to tell."""
         for flow in list(self.flows.values()):
-            self.close_flow(flow, why, tell=False, reason=reason)
+            self.close_flow(flow, why, tell=False, reason=Reason.NO_STREAM)
         self._closings.clear()
 
     def make_room(self) -> None:
@@ -148,6 +161,12 @@ class Carrier(ABC, Generic[F]):
         flow.sent += size
         self.outward.put(flow, bytes(self.buffer[:size]))
         self.awake.set()
+
+    async def something_waits(self) -> None:
+        """Until a datagram waits for the stream."""
+        while not self.outward:
+            self.awake = trio.Event()
+            await self.awake.wait()
 
     async def _write(self, channel: Channel) -> None:
         """The stream's only writer."""
@@ -304,9 +323,10 @@ class Carrier(ABC, Generic[F]):
         except BaseExceptionGroup as group:
             raise the_one(group) from None
         finally:
-            self.close_flows("the forward ended", Reason.NO_STREAM)
+            self.lost("the forward ended")
             self.poll.close()
             self.drops.report(self.rule, self.report)
+            self.report(self._carried())
 
     async def _tell(self) -> None:
         """Report what was dropped, and have the peer told: the first at once, the rest now and then."""
@@ -352,8 +372,7 @@ class Carrier(ABC, Generic[F]):
         except VsockfwdError:
             pass  # the peer has gone: nobody is left to tell, or to be told by
 
-    def outcome(self, ending: Ending) -> Outcome:
-        """What the forward came to."""
-        why = f"{self._sent} datagrams out, {self.received} in, {self.drops.total} dropped"
+    def _carried(self) -> Carried:
         seconds = trio.current_time() - self._began
-        return Outcome(ending, "", why, self._bytes_sent, self._bytes_received, seconds)
+        counts = (self._sent, self.received, self.drops.total)
+        return Carried(self.rule, *counts, self._bytes_sent, self._bytes_received, seconds)

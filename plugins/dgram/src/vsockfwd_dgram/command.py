@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from typing import Annotated
+from typing import Annotated, Any
 
-import trio
 import typer
 
-from vsockfwd.plugin import (
-    Address,
-    Engine,
-    Invocation,
-    Listening,
-    OpenedStream,
-    Problem,
-    Session,
-    UsageError,
-    VsockfwdError,
-    open_session,
-)
+from vsockfwd.plugin import Address, Engine, Invocation, NamedRule, Problem, RuleKind, Rules, State, UsageError
+from vsockfwd_dgram.client import DATAGRAM, FLOWS, REMOTE_DATAGRAM
 from vsockfwd_dgram.frames import FLOWS_LIMIT
-from vsockfwd_dgram.near import FLOWS, IDLE, Near
-from vsockfwd_dgram.rule import LocalForward, parse_local
-from vsockfwd_dgram.sockets import bind
+from vsockfwd_dgram.rule import IDLE, parse_spec
 
 
 def dgram(
@@ -33,7 +19,10 @@ def dgram(
         list[str] | None,
         typer.Option("-L", metavar="[BIND:]PORT:HOST:HOSTPORT", help="listen here, send on from the agent's machine"),
     ] = None,
-    remote: Annotated[list[str] | None, typer.Option("-R", hidden=True)] = None,
+    remote: Annotated[
+        list[str] | None,
+        typer.Option("-R", metavar="[BIND:]PORT:HOST:HOSTPORT", help="the agent listens, send on from this machine"),
+    ] = None,
     port: Annotated[
         int | None, typer.Option("-p", metavar="PORT", help="the agent's port, where it is not 876")
     ] = None,
@@ -42,65 +31,50 @@ def dgram(
     ] = IDLE,
     flows: Annotated[
         int | None,
-        typer.Option("--flows", metavar="N", help=f"sources at once (default {FLOWS}, or what the agent can)"),
+        typer.Option("--flows", metavar="N", help=f"sources at once (default {FLOWS}, or what the far side can)"),
     ] = None,
+    exit_on_failure: Annotated[
+        bool, typer.Option("--exit-on-failure", help="end when one of several forwards cannot listen")
+    ] = False,
 ) -> int:
     """Forward datagrams through an agent: UDP or UNIX, their boundaries kept, every loss counted.
 
     vsockfwd dgram -L 5353:localhost:53 3: what comes to UDP port 5353 here goes to port 53 of the guest, and the
-    answers come back. Either end may be udp:HOST:PORT, unix-dgram:PATH or a path. Loopback is listened on unless the
-    address says otherwise; port 0 picks a free one and prints it.
+    answers come back; -R is the same the other way round. Either end may be udp:HOST:PORT, unix-dgram:PATH or a path.
+    Loopback is listened on unless the address says otherwise; port 0 picks a free one and prints it.
     """
-    if remote:
-        raise UsageError("dgram -R is not built: the agent does not listen for datagrams yet", hint="-L listens here")
-    if len(addresses) != 1 or not local:
-        if len(addresses) == 2 and not local:
+    if len(addresses) != 1 or not (local or remote):
+        if len(addresses) == 2 and not (local or remote):
             raise UsageError("dgram LISTEN CONNECT, without an agent, is not built yet", hint="-L SPEC and a TARGET")
-        raise UsageError("dgram takes -L SPEC, once or more, and one TARGET", hint="vsockfwd dgram --help")
+        raise UsageError("dgram takes -L SPEC or -R SPEC, once or more, and one TARGET", hint="vsockfwd dgram --help")
     if not idle > 0:
         raise UsageError(f"--idle {idle:g}: a flow lives for some seconds above 0")
     if flows is not None and not 1 <= flows <= FLOWS_LIMIT:
         raise UsageError(f"--flows {flows}: from 1 to {FLOWS_LIMIT}")
     target = invocation.target(addresses[0], port)
-    return invocation.run(_through_agent, target, [parse_local(spec) for spec in local], idle, flows)
+    rules = [
+        _named(flag, kind, spec, target, {"idle": idle, "flows": flows})
+        for flag, kind, specs in (("-L", DATAGRAM, local), ("-R", REMOTE_DATAGRAM, remote))
+        for spec in specs or ()
+    ]
+    return invocation.run(_until_ended, target, rules, exit_on_failure)
 
 
-async def _through_agent(
-    engine: Engine, target: Address, rules: list[LocalForward], idle: float, flows: int | None
-) -> None:
-    with contextlib.ExitStack() as sockets:
-        async with open_session(engine, target) as session, trio.open_nursery() as nursery:
-            for near, opened in await _open_all(engine, session, rules, idle, flows, sockets):
-                nursery.start_soon(near.run, opened)
+def _named(flag: str, kind: RuleKind, spec: str, target: Address, limits: dict[str, Any]) -> NamedRule:
+    listen, connect = parse_spec(spec)
+    schema: Any = kind.schema
+    return NamedRule(f"{flag} {spec}", kind, schema(listen=listen, connect=connect, target=str(target), **limits))
 
 
-async def _open_all(
-    engine: Engine,
-    session: Session,
-    rules: list[LocalForward],
-    idle: float,
-    flows: int | None,
-    sockets: contextlib.ExitStack,
-) -> list[tuple[Near, OpenedStream]]:
-    """Each succeeds or fails by itself; at least one must."""
-    ready: list[tuple[Near, OpenedStream]] = []
-    failed: VsockfwdError | None = None
-    for rule in rules:
-        try:
-            # What the agent refuses is refused now, not when a datagram is lost to it.
-            with contextlib.ExitStack() as own:
-                bound = await bind(rule.listen)
-                for each in bound:
-                    own.callback(each.close)
-                near = Near(engine, session, bound, rule.connect, idle, flows)
-                ready.append((near, await near.open()))
-                sockets.enter_context(own.pop_all())
-            for each in bound:
-                engine.report(Listening(str(each.address), f"→ {rule.connect.bare()} through {session.name}"))
-        except VsockfwdError as error:
-            failed = failed or error
-            if len(rules) > 1:
-                engine.report(Problem(str(rule), error.line()))
-    if failed and not ready:
-        raise failed
-    return ready
+async def _until_ended(engine: Engine, target: Address, named: list[NamedRule], exit_on_failure: bool) -> None:
+    async with Rules(engine, {}, patient=False) as rules, rules.keeper(target) as keeper:
+        # A target that is not there when a person asks for it is an error; later it is waited for.
+        await keeper.session.login()
+        works = [rules.add(each) for each in named]
+        await rules.settled()
+        failed = [(work.name, work.error) for work in works if work.state is State.FAILED and work.error is not None]
+        if failed and (len(failed) == len(works) or exit_on_failure):
+            raise failed[0][1]
+        for name, error in failed:
+            engine.report(Problem(name, error.line()))
+        await rules.ended()

@@ -35,7 +35,7 @@ _WORDS: dict[int, str] = {
     Reason.TOO_LONG: "too long",
     Reason.NO_FLOW: "its flow is over",
     Reason.REFUSED: "refused",
-    Reason.NO_STREAM: "no stream to the agent",
+    Reason.NO_STREAM: "no stream",
     Reason.KERNEL: "socket buffer full",
     Reason.FAILED: "sending failed",
 }

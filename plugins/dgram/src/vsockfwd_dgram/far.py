@@ -1,4 +1,4 @@
-"""The agent's side: each flow has a socket of its own, connected to where its datagrams go.
+"""The side that sends on: each flow has a socket of its own, connected to where its datagrams go.
 
 The thing to understand first: a connected UDP socket hears what ICMP says of its own datagrams, and only of those, so
 that a port where nobody listens ends nothing but the datagrams that were sent to it. What ICMP said comes out of the
@@ -12,78 +12,35 @@ import errno
 import functools
 import resource
 import socket
+from typing import Any
 
 import trio
 
 from vsockfwd.plugin import (
-    Access,
     Address,
-    AddressError,
-    BadRequest,
-    Call,
     Channel,
-    Closed,
-    Ending,
-    Opened,
     PeerBrokeProtocol,
     Report,
-    Resource,
-    UdpAddress,
     VsockfwdError,
-    decode_arguments,
-    parse,
+    printable,
 )
 from vsockfwd_dgram.carrier import Carrier, Flow
 from vsockfwd_dgram.drops import Reason
-from vsockfwd_dgram.frames import DATAGRAM_LIMIT, FLOWS_LIMIT, Connect, Connected
+from vsockfwd_dgram.frames import DATAGRAM_LIMIT, FLOWS_LIMIT
 from vsockfwd_dgram.sockets import BURST, Place, connect, places
 
 LOOK_UP_AGAIN = 60.0
 """Seconds after which a name is looked up again, for the flows that are opened from then on."""
 
 
-def destination(text: str) -> Address:
-    """Where datagrams are to go. Raises BadRequest for what cannot be a destination."""
-    try:
-        address = parse(text)
-    except AddressError as error:
-        raise BadRequest(error.message, hint=error.hint) from None
-    if not address.datagrams:
-        raise BadRequest(f"{address}: datagrams go to udp: or unix-dgram: addresses")
-    if isinstance(address, UdpAddress) and (address.host == "*" or not address.port):
-        raise BadRequest(f"{address}: datagrams are sent to one host and one port above 0")
-    return address
-
-
-def resources(arguments: bytes) -> tuple[Resource, ...]:
-    """The address that datagrams are to be sent to."""
-    return (Resource(Access.CONNECT, str(destination(decode_arguments(arguments, Connect).connect))),)
-
-
-async def serve(call: Call) -> None:
-    """Carry flows until the client ends them or goes."""
-    request = call.arguments(Connect)
-    address = destination(request.connect)
-    found = await places(address)
-    flows = min(request.flows, _sockets_to_spare())
-    channel = await call.accept(Connected(flows))
-    far = Far(address, found, flows, call.report)
-    ending = Ending.STOPPED
-    try:
-        await far.run(channel)
-        ending = Ending.COMPLETE
-    finally:
-        call.report(Closed(far.rule, str(call.peer), far.outcome(ending)))
-
-
-def _sockets_to_spare() -> int:
+def sockets_to_spare() -> int:
     """Half of the descriptors that this process may have: the other half is for whoever else is served."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return FLOWS_LIMIT if soft == resource.RLIM_INFINITY else max(1, soft // 2)
 
 
 class Leg(Flow):
-    """A flow on the agent's side. `turn` says which of the destination's addresses it uses."""
+    """A flow on the far side. `turn` says which of the destination's addresses it uses."""
 
     __slots__ = ("answered", "sock", "turn")
 
@@ -98,13 +55,22 @@ class Leg(Flow):
 class Far(Carrier[Leg]):
     """The flows of one stream, each with its socket."""
 
-    def __init__(self, address: Address, found: list[Place], cap: int, report: Report) -> None:
-        super().__init__(f"dgram to {address}", "at the client", cap, report)
+    def __init__(
+        self,
+        rule: str,
+        where: str,
+        address: Address,
+        found: list[Place],
+        cap: int,
+        report: Report,
+        live: set[Any] | None = None,
+    ) -> None:
+        super().__init__(rule, where, cap, report, live)
         self._address = address
         self._places = found
 
     async def run(self, channel: Channel) -> None:
-        """Carry until the client says END. Raises why the stream broke."""
+        """Carry until the peer says END. Raises why the stream broke."""
         async with self.at_work(self._look_up_again):
             await self.carry(channel)
 
@@ -116,12 +82,11 @@ class Far(Carrier[Leg]):
 
     def peer_opened(self, number: int, name: str) -> None:
         if number in self.flows:
-            raise PeerBrokeProtocol(f"the client announced flow {number} twice")
+            raise PeerBrokeProtocol(f"the peer announced flow {number} twice")
         self.make_room()
-        self.report(Opened(self.rule, name))
-        self.flows[number] = Leg(number, name, trio.current_time())
+        self.begin_flow(Leg(number, printable(name), trio.current_time()))
 
-    def closed(self, flow: Leg, why: str) -> None:
+    def closed(self, flow: Leg) -> None:
         self._hang_up(flow)
 
     # --- sockets
@@ -136,7 +101,7 @@ class Far(Carrier[Leg]):
             oldest = next(iter(self.flows.values()))
             if error.errno not in (errno.EMFILE, errno.ENFILE) or oldest is leg:
                 raise
-            self.close_flow(oldest, "the agent ran out of descriptors")
+            self.close_flow(oldest, "the far side ran out of descriptors")
             sock = connect(place)
         self.poll.add(sock, functools.partial(self._drain, leg))
         leg.sock = sock

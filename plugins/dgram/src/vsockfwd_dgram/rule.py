@@ -1,32 +1,90 @@
-"""What `-L` says: `[BIND:]PORT:HOST:HOSTPORT`, as ssh spells it, with datagrams at both ends.
+"""What a rule of datagrams says: its tables in the config file, and `[BIND:]PORT:HOST:HOSTPORT` as ssh spells it.
 
-The thing to understand first: a spec is cut at its colons outside brackets, then its far end is taken off from the
-right, since that always has a host; what is left is the near end. An end may also be a path (a UNIX datagram socket),
-or a whole address of the grammar, `udp:HOST:PORT` or `unix-dgram:PATH`, in brackets where its path has colons.
+The thing to understand first: a flow is no connection, so such a rule has none of the keys that are about connections,
+and they are refused by name. A spec is cut at its colons outside brackets, then its far end is taken from the right,
+since that always has a host; what is left is the near end. An end may also be a path (a UNIX datagram socket), or a
+whole address of the grammar, `udp:HOST:PORT` or `unix-dgram:PATH`, in brackets where its path has colons.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Self
 
-from vsockfwd.plugin import Address, AddressError, UdpAddress, parse
+from vsockfwd.plugin import HERE, Address, AddressError, Rule, UdpAddress, Written, parse
+from vsockfwd_dgram.frames import Flows, Idle
 
-_HINT = "-L takes [bind:]port:host:hostport; either end may be udp:…, unix-dgram:PATH or a path"
+IDLE = 120.0
+"""Seconds without a datagram either way after which a flow ends: RFC 4787 asks for two minutes at least."""
 
-
-@dataclass(frozen=True, slots=True)
-class LocalForward:
-    """Listen on this side, send on from the agent's."""
-
-    listen: Address
-    connect: Address
-
-    def __str__(self) -> str:
-        return f"-L {self.listen} {self.connect}"
+_SENT_TO = "one host and a port above 0 are sent to"
 
 
-def parse_local(spec: str) -> LocalForward:
-    """Read a `-L`. Raises AddressError, which points at the character."""
+class DatagramEnd(Written):
+    """An address that datagrams come to."""
+
+    value: Address
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        address = parse(text)
+        if not address.datagrams:
+            raise AddressError(
+                f"{address.scheme} carries no datagrams", text=text, position=0, hint="udp: and unix-dgram: do"
+            )
+        return cls(address)
+
+
+class Destination(DatagramEnd):
+    """An address that datagrams are sent to."""
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        end = super().read(text)
+        if _is_many(end.value):
+            raise AddressError(_SENT_TO, text=text, position=0)
+        return end
+
+
+def _is_many(address: Address) -> bool:
+    return isinstance(address, UdpAddress) and (address.host == "*" or not address.port)
+
+
+class DatagramRule(Rule, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """`kind = "datagram"`: listen on this side, send on from the agent's.
+
+    `idle`: seconds after which a flow ends. `flows`: how many at once; None: a thousand, or what the far side can.
+    """
+
+    listen: DatagramEnd
+    connect: Destination
+    target: str
+    idle: Idle = IDLE
+    flows: Flows | None = None
+
+    def title(self) -> str:
+        return f"{self.listen.value.bare()} → {self.connect.value.bare()} through {self.target}"
+
+    def listens(self) -> tuple[str, Address]:
+        return HERE, self.listen.value
+
+
+class RemoteDatagramRule(DatagramRule, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """`kind = "remote-datagram"`: listen on the agent's side, send on from this one."""
+
+    def title(self) -> str:
+        return f"{self.listen.value.bare()} at {self.target} → {self.connect.value.bare()}"
+
+    def listens(self) -> tuple[str, Address]:
+        return self.target, self.listen.value
+
+
+# --- ssh's spelling
+
+_HINT = "[bind:]port:host:hostport; either end may be udp:…, unix-dgram:PATH or a path"
+
+
+def parse_spec(spec: str) -> tuple[DatagramEnd, Destination]:
+    """Read what stands behind `-L` or `-R`: where to listen, where to send. Raises AddressError with the character."""
     cuts = _cuts(spec)
     words = [spec[a + 1 : b] for a, b in zip([-1, *cuts], [*cuts, len(spec)], strict=True)]
     if len(words) > 3 and words[-3] == "udp":
@@ -39,9 +97,9 @@ def parse_local(spec: str) -> LocalForward:
         raise AddressError("not a forward", text=spec, position=0, hint=_HINT)
     cut = cuts[-far]
     connect = _end(spec, cut + 1, len(spec))
-    if isinstance(connect, UdpAddress) and (connect.host == "*" or not connect.port):
-        raise AddressError("one host and a port above 0 are sent to", text=spec, position=cut + 1, hint=_HINT)
-    return LocalForward(_end(spec, 0, cut, listening=True), connect)
+    if _is_many(connect):
+        raise AddressError(_SENT_TO, text=spec, position=cut + 1, hint=_HINT)
+    return DatagramEnd(_end(spec, 0, cut, listening=True)), Destination(connect)
 
 
 def _cuts(spec: str) -> list[int]:
