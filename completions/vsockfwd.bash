@@ -9,7 +9,7 @@ _vsockfwd() {
   case ${COMP_WORDS[1]} in
     cp) options='--help --json --quiet --recursive --verbose -p -q -r -v' ;;
     demo) options='--help --json --quiet --verbose -q -v' ;;
-    dgram) options='--flows --help --idle --json --quiet --verbose -L -R -p -q -v' ;;
+    dgram) options='--exit-on-failure --flows --help --idle --json --quiet --verbose -L -R -p -q -v' ;;
     forward) options='--exit-on-failure --help --json --quiet --verbose -L -p -q -v' ;;
     ping) options='--count --help --interval --json --quiet --verbose -c -i -p -q -v' ;;
     plugins) options='--help --json --quiet --verbose -q -v' ;;
