@@ -10,7 +10,7 @@ _vsockfwd() {
     add) options='--control --help --json --log-format --quiet --verbose -q -v' ;;
     cp) options='--help --json --log-format --quiet --recursive --verbose -p -q -r -v' ;;
     demo) options='--help --json --log-format --quiet --verbose -q -v' ;;
-    dgram) options='--flows --help --idle --json --log-format --quiet --verbose -L -R -p -q -v' ;;
+    dgram) options='--exit-on-failure --flows --help --idle --json --log-format --quiet --verbose -L -R -p -q -v' ;;
     forward) options='--drain --exit-on-failure --half-open-timeout --help --idle-timeout --json --log-format --max-connections --quiet --verbose --when-down --workers -D -L -R -W -f -p -q -v' ;;
     ping) options='--count --help --interval --json --log-format --quiet --verbose -c -i -p -q -v' ;;
     plugins) options='--help --json --log-format --quiet --verbose -q -v' ;;

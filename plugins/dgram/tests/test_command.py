@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -33,14 +34,16 @@ def test_datagrams_pass_through_real_processes_and_ctrl_c_ends_them_with_a_summa
     words = ("-L", f"0:127.0.0.1:{server.getsockname()[1]}", "-L", f"{here}:127.0.0.1:{server.getsockname()[1]}")
     with Server("dgram", *words, target) as forward, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(DEADLINE)
-        client.connect(("127.0.0.1", forward.port))
+        listening = [str(event["address"]) for event in forward.wait_for("listening", 3)]
+        assert f"unix-dgram:{here}" in listening
+        port = next(int(each.rpartition(":")[2]) for each in listening if each.startswith("udp:127.0.0.1:"))
+        client.connect(("127.0.0.1", port))
         for datagram in (b"", b"question", bytes(65_507)):
             client.send(datagram)
             received, peer = server.recvfrom(1 << 17)
             assert received == datagram
             server.sendto(datagram, peer)
             assert client.recv(1 << 17) == datagram
-        assert {event["address"] for event in forward.wait_for("listening", 3)} >= {f"unix-dgram:{here}"}
         assert here.stat().st_mode & 0o777 == 0o600
         assert forward.signal(signal.SIGINT) == 130
         forward._reader.join(DEADLINE)
@@ -59,6 +62,8 @@ def test_datagrams_pass_through_real_processes_and_ctrl_c_ends_them_with_a_summa
         (("3",), "-L SPEC"),
         (("-L", "5353:dns:53", "3", "4"), "one TARGET"),
         (("-L", "5353:dns:domain", "3"), "character 10: a port must be a number"),
+        (("-R", "5353:dns:domain", "3"), "character 10: a port must be a number"),
+        (("-R", "5353", "3"), "not a forward"),
         (("-L", "0:a:1", "--idle", "0", "3"), "--idle 0"),
         (("-L", "0:a:1", "--idle", "nan", "3"), "--idle nan"),
         (("-L", "0:a:1", "--flows", "70000", "3"), "--flows 70000"),
@@ -77,6 +82,8 @@ def test_what_cannot_be_done_is_said_in_one_line_with_the_right_exit_code(target
         (("-L", "0:a:1", f"unix:{tmp_path}/none"), 69, "no such socket"),
         (("-L", "0:no-such-name.invalid:1", target), 69, "no-such-name.invalid does not resolve"),
         (("-L", f"127.0.0.1:{taken}:a:1", target), 73, "another program listens there"),
+        (("-R", f"127.0.0.1:{taken}:localhost:1", target), 73, "another program listens there"),
+        (("-R", "0:no-such-name.invalid:1", target), 69, "no-such-name.invalid does not resolve"),
     ):
         assert main(["dgram", *words]) == code
         errors = capsys.readouterr().err
@@ -93,23 +100,40 @@ def test_a_rule_that_cannot_listen_leaves_the_others_alone(target, server):
         assert server.recv(10) == b"x"
 
 
-def test_dig_asks_a_real_dns_server_through_the_forward(target, tmp_path):
-    dig, dnsmasq = need("dig"), need("dnsmasq")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = ["--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces", "--user="]
-    flags += ["--listen-address=127.0.0.1", f"--port={port}", "--address=/guest.test/192.0.2.7"]
-    dns = subprocess.Popen([dnsmasq, *flags], stderr=subprocess.DEVNULL)
-    try:
-        with Server("dgram", "-L", f"0:localhost:{port}", target) as forward:
+def test_with_exit_on_failure_one_that_cannot_listen_ends_them_all(target, server, capsys):
+    taken = server.getsockname()[1]
+    words = ("--exit-on-failure", "-L", "0:localhost:9", "-L", f"127.0.0.1:{taken}:localhost:9", target)
+    assert main(["dgram", *words]) == 73
+    assert "another program listens there" in capsys.readouterr().err.splitlines()[-1]
 
-            def ask(name: str) -> str:
-                command = [dig, "@127.0.0.1", "-p", str(forward.port), "+short", "+tries=5", "+time=1", name]
-                return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE).stdout.strip()
 
-            wait_until(lambda: ask("guest.test") == "192.0.2.7")
-            assert [ask(f"{number}.guest.test") for number in range(5)] == ["192.0.2.7"] * 5
-    finally:
-        dns.terminate()
-        dns.wait(DEADLINE)
+def ask(port: int, name: str) -> str:
+    command = [need("dig"), "@127.0.0.1", "-p", str(port), "+short", "+tries=5", "+time=1", name]
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE).stdout.strip()
+
+
+@contextlib.contextmanager
+def dns_server() -> Iterator[int]:
+    """A dnsmasq that answers 192.0.2.7 to guest.test and what is below it; gives its port."""
+    for _ in range(10):
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        flags = ["--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces", "--user="]
+        flags += ["--listen-address=127.0.0.1", f"--port={port}", "--address=/guest.test/192.0.2.7"]
+        dns = subprocess.Popen([need("dnsmasq"), *flags], stderr=subprocess.DEVNULL)
+        try:
+            wait_until(lambda dns=dns, port=port: dns.poll() is not None or ask(port, "guest.test") == "192.0.2.7")
+            if dns.poll() is None:  # else the port was taken meanwhile, for UDP or for TCP
+                yield port
+                return
+        finally:
+            dns.terminate()
+            dns.wait(DEADLINE)
+    raise AssertionError("dnsmasq found no port")
+
+
+@pytest.mark.parametrize("flag", ["-L", "-R"])
+def test_dig_asks_a_real_dns_server_through_the_forward(target, flag):
+    with dns_server() as port, Server("dgram", flag, f"0:localhost:{port}", target) as forward:
+        names = [f"{number}.guest.test" for number in range(5)]
+        assert [ask(forward.port, name) for name in names] == ["192.0.2.7"] * 5
