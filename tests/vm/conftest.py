@@ -14,6 +14,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.vm)
+            if uses_host_and_guest(item):
+                item.extra_keyword_matches.add("host_and_guest")  # so that -k finds those that are not parametrized too
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,7 @@ def configuration(name: str, modules: Sequence[str], tmp: str, folder: Path) -> 
         "INSIDE": str(HERE / "inside.py"),
         "PORT": CONTROL_PORT,
         "TMP": tmp,
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # the checkout under test, where it is not the installed one
         "PATH": f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/root",
         "LANG": "C.UTF-8",

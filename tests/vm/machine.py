@@ -36,6 +36,8 @@ class Channel:
         self._last_words = last_words
         self._lock = threading.Lock()
         self._took = 0.0  # seconds, the last answer
+        self.closed = False
+        """The machine was killed, and all that ran there with it."""
 
     def request(self, body: bytes = b"", **header: Any) -> tuple[dict[str, Any], bytes]:
         encoded = json.dumps(header).encode()
@@ -56,6 +58,11 @@ class Channel:
     def receive(self) -> tuple[dict[str, Any], bytes]:
         header_length, body_length = LENGTHS.unpack(self._exactly(LENGTHS.size))
         return json.loads(self._exactly(header_length)), self._exactly(body_length)
+
+    def close(self) -> None:
+        """No more is asked."""
+        self.closed = True
+        self.connection.close()
 
     def pause(self) -> None:
         """For a moment, before the same is asked again."""
@@ -81,11 +88,15 @@ class Completed:
 
 
 class Process:
-    """A process in a machine, in a session of its own. Its output is kept in files there, from the first byte on."""
+    """A process in a machine, in a session of its own. Its output is kept in files there, from the first byte on.
+
+    A machine that is killed takes it along, and its output.
+    """
 
     def __init__(self, machine: "Machine", argv: Sequence[str], *, pid: int, stdout: str, stderr: str) -> None:
         self.pid = pid
         self._machine = machine
+        self._channel = machine.channel  # which ends with this boot of the machine, as the process does
         self._argv = argv
         self._paths = {"stdout": stdout, "stderr": stderr}
 
@@ -101,7 +112,9 @@ class Process:
 
     def poll(self) -> int | None:
         """The return code, or None as long as it runs."""
-        answer, _ = self._machine.channel.request(command="poll", pid=self.pid)
+        if self._channel.closed:
+            return -signal.SIGKILL
+        answer, _ = self._channel.request(command="poll", pid=self.pid)
         returncode: int | None = answer["returncode"]
         return returncode
 
@@ -128,7 +141,8 @@ class Process:
 
     def signal(self, number: int) -> None:
         """Sends a signal to this process alone; one that has ended is left in peace."""
-        self._machine.channel.request(command="kill", pid=self.pid, number=int(number))
+        if not self._channel.closed:
+            self._channel.request(command="kill", pid=self.pid, number=int(number))
 
     def kill(self, timeout: float = 60) -> int:
         """SIGKILL, and the return code that comes of it."""
@@ -153,7 +167,7 @@ class Process:
     def _pause(self, deadline: float, complaint: str) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{self} {complaint}\n{self._said()}")
-        self._machine.channel.pause()
+        self._channel.pause()
 
     def _said(self) -> str:
         return "".join(

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.vm.initramfs import CACHE
-from tests.vm.machine import Machine
-from tests.vm.vm import Hardware, boot, real_machine
+from tests.vm.machine import Machine, MachineFailed
+from tests.vm.vm import Booted, Hardware, VirtualMachine, boot, real_machine
 
 # Emulated, on a machine that may have other work: the boots take a tenth of it when nothing disturbs.
 BOOT_TIMEOUT = 300.0
@@ -35,7 +35,7 @@ class Level:
 
     name: str
     host: Machine
-    guest: Machine
+    guest: VirtualMachine
     guest_as_dialled: str
     guest_as_listening: str
     host_as_dialled: str
@@ -107,18 +107,19 @@ class Rig:
             port = f"/dev/{Path(found.stdout.decode()).parent.name}"
             host.start(["socat", "-b", "65536", f"UNIX-LISTEN:{control}", f"OPEN:{port}"])
             host.wait_for(["test", "-S", control], timeout=60)
-            guest = self._boot_on(
-                host,
-                "guest",
-                Hardware(
-                    "kvm",  # which the emulated CPU offers
-                    memory="2G",
-                    modules=["vmw_vsock_virtio_transport"],
-                    devices=["-device", f"vhost-vsock-pci,guest-cid={GUEST_CID}"],
-                ),
-                listener=relayed,
-                control=control,
+            hardware = Hardware(
+                "kvm",  # which the emulated CPU offers
+                memory="2G",
+                modules=["vmw_vsock_virtio_transport"],
+                devices=["-device", f"vhost-vsock-pci,guest-cid={GUEST_CID}"],
             )
+
+            def start() -> Booted:
+                if relayed.fileno() == -1:
+                    raise MachineFailed("guest: it is booted once: the way to its control port is spent")
+                return self._start_on(host, "guest", hardware, listener=relayed, control=control)
+
+            guest = VirtualMachine("guest", start)
         return Level("host_and_guest", host, guest, f"vsock:{GUEST_CID}", "vsock:any", "vsock:2", "vsock:any")
 
     def hybrid(self) -> Level:
@@ -148,20 +149,24 @@ class Rig:
         address = f"hybrid:{vsock}"
         return Level("hybrid", self.real, guest, address, "vsock:any", "vsock:2", address)
 
-    def _boot(self, name: str, hardware: Hardware) -> Machine:
-        with self._listening(name) as listener:
-            return self._boot_on(self.real, name, hardware, listener=listener, control=listener.getsockname())
+    def _boot(self, name: str, hardware: Hardware) -> VirtualMachine:
+        def start() -> Booted:
+            with self._listening(name) as listener:
+                return self._start_on(self.real, name, hardware, listener=listener, control=listener.getsockname())
 
-    def _boot_on(self, on: Machine, name: str, hardware: Hardware, *, listener: socket.socket, control: str) -> Machine:
-        machine = boot(on, name, hardware, folder=self._tmp, listener=listener, control=control, timeout=BOOT_TIMEOUT)
-        self._at_end.callback(machine.channel.connection.close)
-        machine.import_cli()
-        return machine
+        return VirtualMachine(name, start)
+
+    def _start_on(self, on: Machine, name: str, hardware: Hardware, *, listener: socket.socket, control: str) -> Booted:
+        booted = boot(on, name, hardware, folder=self._tmp, listener=listener, control=control, timeout=BOOT_TIMEOUT)
+        self._at_end.callback(booted.channel.connection.close)
+        return booted
 
     @contextmanager
     def _listening(self, name: str) -> Iterator[socket.socket]:
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(self._tmp / f"{name}.control"))
+            path = self._tmp / f"{name}.control"
+            path.unlink(missing_ok=True)
+            listener.bind(str(path))
             listener.listen()
             yield listener
 

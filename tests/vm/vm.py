@@ -1,7 +1,7 @@
 """Boots one virtual machine on a machine that can run QEMU, the real one or another virtual one.
 
-What belongs here: QEMU's command line, and the wait until `inside.py` answers. What the machine boots from is
-initramfs.py's business, what stands on the two sides of a vsock is rig.py's.
+What belongs here: QEMU's command line, the wait until `inside.py` answers, and the end of QEMU by force. What the
+machine boots from is initramfs.py's business, what stands on the two sides of a vsock is rig.py's.
 """
 
 import secrets
@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Literal
 
 from tests import guard
 from tests.vm import initramfs
-from tests.vm.machine import Channel, Machine, MachineFailed
+from tests.vm.machine import Channel, Machine, MachineFailed, Process
 
 HERE = Path(__file__).parent
 TMP_INSIDE = "/tmp/vsockfwd-rig"
@@ -34,10 +34,40 @@ class Hardware:
     devices: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class Booted:
+    """A QEMU whose machine answers, and the channel by which it does."""
+
+    qemu: Process
+    channel: Channel
+
+
+class VirtualMachine(Machine):
+    """A machine that can lose its power. `boot` starts its QEMU, now and each time after."""
+
+    def __init__(self, name: str, boot: Callable[[], Booted]) -> None:
+        self._start_qemu = boot
+        self._booted = boot()
+        super().__init__(name, self._booted.channel, TMP_INSIDE)
+        self.import_cli()
+
+    def kill(self) -> None:
+        """SIGKILL to its QEMU: nothing inside is told, and no file there is left."""
+        self._booted.qemu.kill()
+        self.channel.close()
+
+    def boot(self) -> None:
+        """After `kill`: the same machine again, as fresh as at first."""
+        self._booted = self._start_qemu()
+        self.channel = self._booted.channel
+        self.mkdir(self.tmp, mode=0o1777)
+        self.import_cli()
+
+
 def boot(
     on: Machine, name: str, hardware: Hardware, *, folder: Path, listener: socket.socket, control: str, timeout: float
-) -> Machine:
-    """Boots a machine on another and returns it once it answers. It lives until the machine it runs `on` ends.
+) -> Booted:
+    """Boots a machine on another and returns once it answers. It lives until the machine it runs `on` ends.
 
     QEMU connects its control port to the UNIX socket `control` of the machine it runs on; that connection arrives at
     `listener`. What it boots from is left in `folder`, which that machine sees too. A boot that fails, or
@@ -91,7 +121,7 @@ def boot(
         channel.receive()
     except ConnectionError as error:
         raise MachineFailed(f"{name} did not boot\n{last_words()}") from error
-    return Machine(name, channel, TMP_INSIDE)
+    return Booted(qemu, channel)
 
 
 @contextmanager
