@@ -90,7 +90,7 @@ def serve(path: str) -> None:
 
 
 async def ask(port: int, how: int) -> None:
-    """One short connection, ended in one of three ways. Raises OSError, TimeoutError, or EOFError for a wrong answer."""
+    """One short connection, ended in one of three ways. Raises OSError, TimeoutError, EOFError for a wrong answer."""
     async with asyncio.timeout(PATIENCE):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
@@ -111,7 +111,8 @@ async def ask(port: int, how: int) -> None:
 
 async def hold(port: int, until: float) -> None:
     """One long-lived connection. Raises as `ask` does."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         while time.monotonic() < until:
             async with asyncio.timeout(PATIENCE):
@@ -157,11 +158,13 @@ def load(port: int, seconds: float, told: Connection) -> None:
         async with asyncio.TaskGroup() as group:
             for _ in range(HELD):
                 group.create_task(long())
-            for number in range(int(seconds * RATE)):
-                ahead = began + number / RATE - time.monotonic()
+            number = 0
+            while (now := time.monotonic()) < began + seconds:
+                ahead = began + number / RATE - now
                 result.late = max(result.late, -ahead)
                 await asyncio.sleep(max(0.0, ahead))
                 group.create_task(short(number % 3))
+                number += 1
         return result
 
     told.send(asyncio.run(main()))
@@ -316,8 +319,8 @@ def soak(folder: Path, name: str, seconds: float) -> Part:
         if max(abs(rss), abs(uss)) > TOLERANCE:
             missed.append(f"{name}, {process}: memory {rss:+.1%}, its own {uss:+.1%}")
     text = (
-        f"Through {name}, {seconds:.0f} s: {result.made:,} short connections, {result.failed} failed; {HELD} long-lived "
-        f"ones, {result.held_failed} failed; at worst {result.late:.2f} s behind the schedule.\n\n"
+        f"Through {name}, {seconds:.0f} s: {result.made:,} short connections, {result.failed} failed; {HELD} long-lived"
+        f" ones, {result.held_failed} failed; at worst {result.late:.2f} s behind the schedule.\n\n"
         "| | descriptors | threads | RSS, KiB | USS, KiB |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
     return Part(text, tuple(missed))
