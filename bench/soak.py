@@ -45,7 +45,7 @@ AT_ONCE = 64
 WARM_UP = 10.0
 """Seconds of the same load before the first sample."""
 
-SETTLE = 15.0
+SETTLE = 60.0
 """Seconds that connections are given, once the load has ended, to be gone."""
 
 PATIENCE = 20.0

@@ -35,9 +35,9 @@ PACKAGES = {
 def need(program: str) -> str:
     """The path of a program; skips the test where it is not installed, fails it in CI."""
     path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin:/usr/local/sbin")
-    if path is not None:
-        return path
-    _missing(f"{program} is not installed (Debian: apt-get install {PACKAGES[program]})")
+    if path is None:
+        _missing(f"{program} is not installed (Debian: apt-get install {PACKAGES[program]})")
+    return path
 
 
 def need_user(name: str) -> None:
