@@ -6,7 +6,9 @@ On a user's machine a missing peer skips the test; where CI=true it fails, since
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
+from typing import NoReturn
 
 import pytest
 
@@ -16,7 +18,10 @@ PACKAGES = {
     "curl": "curl",
     "haproxy": "haproxy",
     "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",
+    "redis-server": "redis-server",
+    "redis-cli": "redis-tools",
     "rsync": "rsync",
     "dig": "dnsutils",
     "dnsmasq": "dnsmasq-base",
@@ -30,9 +35,20 @@ PACKAGES = {
 def need(program: str) -> str:
     """The path of a program; skips the test where it is not installed, fails it in CI."""
     path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin:/usr/local/sbin")
-    if path is not None:
-        return path
-    reason = f"{program} is not installed (Debian: apt-get install {PACKAGES[program]})"
+    if path is None:
+        _missing(f"{program} is not installed (Debian: apt-get install {PACKAGES[program]})")
+    return path
+
+
+def need_user(name: str) -> None:
+    """As `need`, of a system user that a program's package makes."""
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        _missing(f"the user {name} is missing, which its package makes")
+
+
+def _missing(reason: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)

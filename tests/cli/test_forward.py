@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.process import COMMAND, Server, agent, error_of, run, wait_until
+from tests.cli.servers import nginx
 from tests.peers import need
 from vsockfwd.engine.workers import SOON
 
@@ -24,28 +25,12 @@ SIZE = 64 << 20
 @pytest.fixture
 def website(tmp_path: Path) -> Iterator[tuple[str, str]]:
     """nginx on a UNIX socket with a large file: (socket, digest of the file)."""
-    nginx = need("nginx")
     root = tmp_path / "www"
     root.mkdir()
     content = os.urandom(1 << 20) * (SIZE >> 20)
     (root / "large").write_bytes(content)
-    path = tmp_path / "web.sock"
-    config = tmp_path / "nginx.conf"
-    user = "user root;" if os.geteuid() == 0 else ""
-    temporary = " ".join(f"{name}_temp_path {tmp_path}/{name};" for name in ("client_body", "proxy", "fastcgi"))
-    temporary += f" uwsgi_temp_path {tmp_path}/uwsgi; scgi_temp_path {tmp_path}/scgi;"
-    config.write_text(
-        f"daemon off; worker_processes 1; {user} pid {tmp_path}/nginx.pid; error_log {tmp_path}/error.log;\n"
-        f"events {{ worker_connections 512; }}\n"
-        f"http {{ access_log off; {temporary} server {{ listen unix:{path}; root {root}; }} }}\n"
-    )
-    process = subprocess.Popen([nginx, "-c", str(config), "-p", str(tmp_path), "-e", str(tmp_path / "error.log")])
-    try:
-        wait_until(path.exists)
+    with nginx(tmp_path, root) as path:
         yield str(path), hashlib.sha256(content).hexdigest()
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 def curl(url: str, *flags: str) -> subprocess.CompletedProcess[bytes]:
