@@ -580,6 +580,8 @@ class _FramedRelay:
             self._fail(from_oserror(broken.error, broken.stream.name), ours=True)
         except VsockfwdError as error:
             self._fail(error, ours=error.code is Code.PROTOCOL)
+        finally:
+            self.link._release()  # nobody reads any more, while the other direction may take its time
 
     async def _bound_silence(self) -> None:
         """The neighbour was not told that nothing more comes: it may wait for that for ever."""
