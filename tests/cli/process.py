@@ -62,7 +62,10 @@ class Server:
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.events.append(json.loads(line))
+            try:
+                self.events.append(json.loads(line))
+            except ValueError as error:
+                raise AssertionError(f"no JSON: {line!r}") from error
 
     def of(self, kind: str) -> list[dict[str, object]]:
         return [event for event in self.events if event["event"] == kind]

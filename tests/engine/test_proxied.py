@@ -105,12 +105,18 @@ async def test_haproxy_takes_our_header(tmp_path: Path, source: Identity, destin
 async def test_nginx_takes_our_header(tmp_path: Path):
     path = tmp_path / "web.sock"
     with nginx(tmp_path, path), trio.fail_after(10):
-        await settled(path.exists)
+        await settled(lambda: accepts(path))
         assert await _ask(f"unix:{path}", CLIENT, SERVER) == "192.0.2.7 4711 192.0.2.1 443"
         assert await _ask(f"unix:{path}", CLIENT6, None) == "2001:db8::7 4711 :: "
         # What nginx has no words for leaves its variables empty.
         assert (await _ask(f"unix:{path}", VsockPeer(3, 1024), None)).strip() == ""
         assert (await _ask(f"unix:{path}", UnixPeer(0, 0, 1), b"/run/a")).strip() == ""
+
+
+def accepts(path: Path) -> bool:
+    """Whether somebody listens: the file is there a moment before."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 async def _ask(address: str, source: Identity, destination: NetworkPeer | bytes | None) -> str:

@@ -84,8 +84,7 @@ class Keeper:
         self.users = 0
         self.up = False
         self.why = ""
-        self.scope = trio.CancelScope(shield=True)
-        """Shielded: who is told to stop ends what it does over the session first, and the last of them cancels."""
+        self.scope = trio.CancelScope()
         self._changed = trio.Event()
 
     async def changed(self) -> None:

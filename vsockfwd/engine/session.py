@@ -60,7 +60,6 @@ class Session:
         self._ready: Ready | None = None
         self._links: weakref.WeakSet[Link] = weakref.WeakSet()
         self._pings = itertools.count()
-        self._keeping = trio.CancelScope()
         self._came_up, self._lost = trio.Event(), trio.Event()
         self._why: VsockfwdError | None = None
         self.opened = 0
@@ -129,9 +128,7 @@ class Session:
     async def _keep(self, control: ControlLink) -> None:
         """Keep the control connection alive until it is lost."""
         try:
-            # Shielded: streams that are cancelled as well have their last words first. `leave` ends it.
-            with trio.CancelScope(shield=True) as self._keeping:
-                await control.live(self._hear)
+            await control.live(self._hear)
         except VsockfwdError as reason:
             for listener in self._remote_listeners.values():
                 if listener.control is control:
@@ -293,7 +290,6 @@ class Session:
         """Say goodbye as far as that can be done without waiting."""
         if self._control is not None:
             self._control.leave(ShuttingDown("the client is done"))
-        self._keeping.cancel()
         self._forget()
 
 

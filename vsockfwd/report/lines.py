@@ -72,7 +72,8 @@ class JsonReporter:
         if level(event) > self.verbosity:
             return
         try:
-            print(json_of(event), file=self.out, flush=True)
+            self.out.write(json_of(event) + "\n")  # in one piece: other processes may write there too
+            self.out.flush()
         except (OSError, ValueError):
             pass  # nobody reads our words any more: the work goes on
 
@@ -85,7 +86,8 @@ def put_line(out: TextIO, line: str) -> None:
     if not _takes_more(out):
         return
     try:
-        print(line, file=out, flush=True)
+        out.write(line + "\n")  # in one piece: other processes may write there too
+        out.flush()
     except (OSError, ValueError):
         pass  # nobody reads our words any more: the work goes on
 
