@@ -304,6 +304,20 @@ async def test_told_to_stop_it_takes_no_more_and_ends_when_the_last_connection_d
         assert rules.status()[0].state is State.STOPPED
 
 
+@pytest.mark.parametrize("when_down", ["accept", "refuse", "no listener"])
+async def test_told_to_stop_while_it_waits_for_something_it_ends_at_once(world: World, autojump_clock, when_down: str):
+    taken = (await world.engine.network.listen(parse("memory:taken")))[0]
+    named = raw("memory:taken") if when_down == "no listener" else local(when_down=when_down)
+    async with at_work(world, named) as rules:
+        await settled(lambda: rules.status()[0].state is State.DOWN)
+        await trio.sleep(3)  # of the clock that jumps: it is in a long pause by now
+        began = trio.current_time()
+        world.engine.stopping.set()
+        await rules.ended()
+        assert trio.current_time() - began < 0.1
+    taken.close()
+
+
 def _listens(world: World) -> bool:
     memory: Any = world.engine.network.transports["memory"]
     return "client" in memory.listeners

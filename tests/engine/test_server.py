@@ -96,3 +96,25 @@ async def test_stopping_closes_the_listeners():
         nursery.cancel_scope.cancel()
     with pytest.raises(Refused):
         await transport.connect(ADDRESS)
+
+
+async def test_a_cap_over_several_gates_counts_all_of_them():
+    everywhere = Gate(2)
+    one, other = Gate(5, everywhere), Gate(5, everywhere)
+    one.enter()
+    other.enter()
+    assert one.full
+    waited = trio.Event()
+
+    async def wait() -> None:
+        await one.wait_for_room()
+        waited.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not waited.is_set()
+        other.leave()
+        with trio.fail_after(5):
+            await waited.wait()
+    assert (one.now, other.now, everywhere.now) == (1, 0, 1)

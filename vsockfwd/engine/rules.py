@@ -27,7 +27,7 @@ from vsockfwd.engine.session import Session
 from vsockfwd.errors import ConfigError, NotFound, VsockfwdError, the_one
 from vsockfwd.events import Closed, Denied, Event, Listening, Opened, RuleChanged
 from vsockfwd.identity import Identity
-from vsockfwd.rule import ForwardRule
+from vsockfwd.rule import MOST_CONNECTIONS, ForwardRule
 from vsockfwd.transport.base import Listener, Stream
 
 LEASE_LENGTH = 16
@@ -140,7 +140,7 @@ class Work:
         self._now = self._total = self._sent = self._received = 0
         # What a rule without connections cannot say is never asked.
         self._limits = self.rule if isinstance(self.rule, ForwardRule) else ForwardRule()
-        self._gate = Gate(self._limits.max_connections)
+        self._gate = Gate(self._limits.max_connections, rules.gate)
         self._of_peer: dict[object, int] = {}
 
     # --- for kinds
@@ -211,15 +211,29 @@ class Work:
                 nursery.cancel_scope.cancel()
             return
         while not self.engine.stopping.is_set():
-            while not keeper.up:
-                self.set(State.DOWN, keeper.why or "not logged in yet")
-                await keeper.changed()
+            await self.until_up(keeper)
+            if self.engine.stopping.is_set():
+                return
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._until_down, keeper, scope)
                     await self.serve(await self.listen(address, purpose), handler)
                     nursery.cancel_scope.cancel()
             self.listening = ()
+
+    async def until_up(self, keeper: Keeper) -> None:
+        """Wait for the agent, and show that; or until the process is to stop."""
+
+        async def stop_waiting() -> None:
+            await self.engine.stopping.wait()
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop_waiting)
+            while not keeper.up:
+                self.set(State.DOWN, keeper.why or "not logged in yet")
+                await keeper.changed()
+            nursery.cancel_scope.cancel()
 
     async def follow(self, keeper: Keeper) -> None:
         """Show what the keeper knows, until cancelled."""
@@ -237,7 +251,7 @@ class Work:
 
     def set(self, state: State, why: str = "") -> None:
         """Take a state; who looks and who listens is told."""
-        if state in (State.UP, State.FAILED):
+        if state in (State.UP, State.DOWN, State.FAILED):
             self.settled.set()
         if (state, why) == (self.state, self.why):
             return
@@ -252,7 +266,9 @@ class Work:
         self.listening = ()
         self._now = 0
         self._of_peer.clear()
-        self._gate = Gate(self._limits.max_connections)
+        for _ in range(self._gate.now):
+            self._gate.leave()
+        self._gate = Gate(self._limits.max_connections, self._rules.gate)
 
     # --- counting
 
@@ -295,8 +311,8 @@ class Work:
     @contextlib.contextmanager
     def admitted(self, peer: Identity) -> Iterator[str]:
         """Count a connection that came otherwise than by `serve`, within the rule's limits; gives why it may not."""
-        if self._gate.now >= self._gate.cap:
-            why = f"{self.name!r} has {self._gate.cap} connections already, which is all that it may have"
+        if self._gate.full:
+            why = f"{self.name!r} has as many connections as it may, or all rules together have"
             self.engine.report(Denied(str(peer), why))
             yield why
             return
@@ -367,6 +383,8 @@ class Rules:
         self.engine = engine
         self.targets = targets
         self.patient = patient
+        self.gate = Gate(MOST_CONNECTIONS)
+        """Counts the connections of all rules together."""
         self.works: dict[str, Work] = {}
         self.keepers: dict[Address, Keeper] = {}
         self._manager = trio.open_nursery()
@@ -458,7 +476,8 @@ class Rules:
                     continue  # the process is to stop
                 if work._total > served:
                     backoff.reset()
-                await trio.sleep(backoff.next())
+                with trio.move_on_after(backoff.next()):
+                    await self.engine.stopping.wait()
             else:
                 work.set(State.STOPPED)
         self._ended.set()

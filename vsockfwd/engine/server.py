@@ -45,16 +45,21 @@ Take = Callable[[Stream], None]
 
 
 class Gate:
-    """Counts connections, and lets an accept loop wait while there are too many."""
+    """Counts connections, and lets an accept loop wait while there are too many, here or in all (`within`)."""
 
-    def __init__(self, cap: int = CAP) -> None:
+    def __init__(self, cap: int = CAP, within: Gate | None = None) -> None:
         self.cap = cap
         self.now = 0
+        self._within = within
         self._left = trio.lowlevel.ParkingLot()
 
+    @property
+    def full(self) -> bool:
+        return self.now >= self.cap or (self._within is not None and self._within.full)
+
     async def wait_for_room(self) -> None:
-        while self.now >= self.cap:
-            await self._left.park()
+        while self.full:
+            await (self if self.now >= self.cap or self._within is None else self._within)._left.park()
 
     async def empty(self) -> None:
         """Wait until nobody is inside."""
@@ -63,11 +68,15 @@ class Gate:
 
     def enter(self) -> None:
         self.now += 1
+        if self._within is not None:
+            self._within.enter()
 
     def leave(self) -> None:
         self.now -= 1
         if self._left:
             self._left.unpark()
+        if self._within is not None:
+            self._within.leave()
 
 
 async def serve_listeners(
@@ -115,7 +124,7 @@ async def accept_on(listener: Listener, take: Take, report: Report, gate: Gate) 
     """
     burst = failures = 0
     while True:
-        if gate.now >= gate.cap:
+        if gate.full:
             await gate.wait_for_room()
         try:
             stream = listener.try_accept()

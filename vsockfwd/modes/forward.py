@@ -236,7 +236,12 @@ async def run_remote(work: Work, rule: RemoteRule) -> None:
         work.set(State.UP)
 
     async with work.keeper(rule.target) as keeper, trio.open_nursery() as nursery:
-        nursery.start_soon(keeper.session.listen, rule.listen.value, work.lease, handle, listening)
+
+        async def listen() -> None:
+            await work.until_up(keeper)
+            await keeper.session.listen(rule.listen.value, work.lease, handle, listening)
+
+        nursery.start_soon(listen)
         await engine.stopping.wait()
         await work.idle()
         nursery.cancel_scope.cancel()

@@ -207,6 +207,8 @@ class _Run:
             async with rules.keeper(self._target) as keeper:
                 # A target that is not there when a person asks for it is an error; later it is waited for.
                 await keeper.session.login()
+                while not keeper.up:
+                    await keeper.changed()
                 return await self._until_ended(rules)
 
     async def look(self, engine: Engine) -> None:
