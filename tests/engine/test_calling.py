@@ -17,7 +17,7 @@ from vsockfwd.address import AcceptAddress, UnixAddress
 from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent
 from vsockfwd.engine.calling import SPARES, Calling
-from vsockfwd.engine.link import HANDSHAKE_DEADLINE
+from vsockfwd.engine.control_link import HANDSHAKE_DEADLINE
 from vsockfwd.engine.server import Gate
 from vsockfwd.engine.session import Session, open_session
 from vsockfwd.events import ClientAway, ClientFound

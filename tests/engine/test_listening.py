@@ -13,8 +13,8 @@ from tests.engine.world import World, settled
 from vsockfwd.address import Address, MemoryAddress, parse
 from vsockfwd.contract import Access, Data, Resource
 from vsockfwd.engine import Engine
+from vsockfwd.engine.control_link import POSTED, ControlLink
 from vsockfwd.engine.incoming import Incoming
-from vsockfwd.engine.link import POSTED, ControlLink
 from vsockfwd.engine.listening import LISTENERS, TICKET_LIFETIME
 from vsockfwd.engine.pump import BufferPool
 from vsockfwd.engine.session import Session, open_session

@@ -14,7 +14,8 @@ from vsockfwd.address import parse
 from vsockfwd.config import NamedRule
 from vsockfwd.contract import Data, Ended, Mode
 from vsockfwd.engine.agent import STRANGERS
-from vsockfwd.engine.link import HANDSHAKE_DEADLINE, PING_INTERVAL, ControlLink, Link
+from vsockfwd.engine.control_link import HANDSHAKE_DEADLINE, PING_INTERVAL, ControlLink
+from vsockfwd.engine.link import Link
 from vsockfwd.engine.pump import BufferPool
 from vsockfwd.engine.rules import Rules
 from vsockfwd.engine.session import Session, open_session

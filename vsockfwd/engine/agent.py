@@ -19,7 +19,8 @@ import trio
 from vsockfwd.address import parse_stream
 from vsockfwd.contract import Mode, package_of
 from vsockfwd.engine import Engine
-from vsockfwd.engine.link import HANDSHAKE_DEADLINE, SOFTWARE, ControlLink, Link
+from vsockfwd.engine.control_link import HANDSHAKE_DEADLINE, SOFTWARE, ControlLink
+from vsockfwd.engine.link import Link
 from vsockfwd.engine.listening import Key, Lease, Tenancy
 from vsockfwd.errors import (
     AddressError,

@@ -12,7 +12,8 @@ from typing import NoReturn
 
 import trio
 
-from vsockfwd.engine.link import ControlLink, Link
+from vsockfwd.engine.control_link import ControlLink
+from vsockfwd.engine.link import Link
 from vsockfwd.errors import (
     Gone,
     Internal,

@@ -20,7 +20,7 @@ import trio
 from vsockfwd.address import Address, parse_stream
 from vsockfwd.contract import Access, Call, Mode, Resource
 from vsockfwd.engine import Engine
-from vsockfwd.engine.link import ControlLink
+from vsockfwd.engine.control_link import ControlLink
 from vsockfwd.engine.relay import ending_of
 from vsockfwd.engine.server import Gate, accept_on
 from vsockfwd.errors import (

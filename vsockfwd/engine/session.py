@@ -18,8 +18,9 @@ import trio
 from vsockfwd.address import Address
 from vsockfwd.contract import package_of
 from vsockfwd.engine import Engine
+from vsockfwd.engine.control_link import HANDSHAKE_DEADLINE, SOFTWARE, ControlLink
 from vsockfwd.engine.incoming import Handle, RemoteListener
-from vsockfwd.engine.link import HANDSHAKE_DEADLINE, SOFTWARE, ControlLink, Link
+from vsockfwd.engine.link import Link
 from vsockfwd.errors import (
     BadRequest,
     Gone,

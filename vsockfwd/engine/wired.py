@@ -1,0 +1,221 @@
+"""What both kinds of link share: a wire machine joined to a stream, as awaitable events in and frames out.
+
+The thing to understand first: reasons must not be lost. Who finds its own send failing reads what the peer had to say
+before it raises; who refuses or resets sends its frame, shuts down its sending side, drains a bounded while, and only
+then closes, since closing over unread bytes would tear the frame out of the peer's hands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Generic, Protocol, TypeVar
+
+import trio
+
+from vsockfwd.engine.pump import ROUNDS, Broken, BufferPool, push
+from vsockfwd.errors import Reset, VsockfwdError, from_oserror
+from vsockfwd.transport.base import Stream
+from vsockfwd.wire.frames import Buffer
+
+LAST_WORDS = 2.0
+"""Seconds that a refusal, a reset or a look for the peer's reason may take."""
+
+EVENTS = 64
+"""Events taken in a row after which the others get their turn: a flood of tiny frames must not stop the clock."""
+
+SCRAP = 4096
+"""Bytes at a time of what is read only to be thrown away."""
+
+E = TypeVar("E")
+E_co = TypeVar("E_co", covariant=True)
+
+
+class _Receiving(Protocol[E_co]):
+    def events(self, data: Buffer) -> Iterator[E_co]: ...
+    def receive_eof(self) -> None: ...
+
+
+class Wire(Generic[E]):
+    """What both links share: events in, bytes out, and one end, kept, which every later call raises again.
+
+    One task reads, and one writes; they may be the same. Who writes never reads in the reader's place: a view that the
+    reader was given stands in the buffer that a receive would overwrite.
+    """
+
+    def __init__(self, stream: Stream, machine: _Receiving[E], buffers: BufferPool) -> None:
+        self.stream = stream
+        self.peer = stream.peer
+        self._receiver = machine
+        self._buffers = buffers
+        self._pending: Iterator[E] = iter(())
+        self._loan: memoryview | None = None
+        self._reader: object = None
+        self._end: VsockfwdError | EOFError | None = None
+        self._ended = trio.Event()
+        self._mid_frame = False
+        self._rounds = self._taken = 0
+
+    def feed(self, data: bytes) -> None:
+        """Hand over bytes that were read before there was a link; errors in them come out of `next`."""
+        self._pending = self._receiver.events(data)
+
+    async def next(self) -> E:
+        """The next event. Views in it are good until the following call.
+
+        Raises what ended the stream: the peer's own reason, Reset, Truncated, PeerBrokeProtocol; EOFError after a
+        proper end.
+        """
+        self._reader = trio.lowlevel.current_task()
+        while True:
+            if self._end is not None:
+                raise self._end
+            if self._taken >= EVENTS:
+                self._taken = 0
+                await trio.lowlevel.checkpoint()
+            try:
+                event = next(self._pending, None)
+            except VsockfwdError as error:
+                raise self._finish(error) from None
+            if event is None:
+                await self._pull()
+                continue
+            self._taken += 1
+            if (reason := self._reason_in(event)) is not None:
+                raise self._finish(reason)
+            return event
+
+    def _reason_in(self, event: E) -> VsockfwdError | None:
+        """The error that an event stands for, if it does."""
+        return None
+
+    def _finish(self, end: VsockfwdError | EOFError) -> VsockfwdError | EOFError:
+        """Keep the end; the first one stands."""
+        if self._end is None:
+            self._end = end
+            self._ended.set()
+        return self._end
+
+    async def _pull(self) -> None:
+        """Receive once; no buffer is held while there is nothing to receive, and a flood lets others run."""
+        if self._loan is None:
+            self._loan = self._buffers.borrow()
+        try:
+            size = self.stream.try_receive_into(self._loan)
+        except BlockingIOError:
+            self._release()
+            self._rounds = 0
+            try:
+                await self.stream.wait_readable()
+            except trio.ClosedResourceError:
+                raise self._finish(Reset(f"{self.stream.name}: closed on this side")) from None
+            return
+        except OSError as error:
+            self._release()
+            raise self._finish(from_oserror(error, self.stream.name)) from None
+        if not size:
+            self._release()
+            try:
+                self._receiver.receive_eof()
+            except VsockfwdError as error:
+                raise self._finish(error) from None
+            raise self._finish(EOFError())
+        self._pending = self._receiver.events(self._loan[:size])
+        self._rounds += 1
+        if self._rounds >= ROUNDS:
+            self._rounds = 0
+            await trio.lowlevel.checkpoint()
+
+    def _release(self) -> None:
+        if self._loan is not None:
+            self._buffers.give_back(self._loan)
+            self._loan = None
+
+    async def write(self, *parts: Buffer) -> None:
+        """Send whole frames, given in one part or several; one writer at a time.
+
+        Raises the peer's own reason where it gave one, Reset otherwise. Cancelled half-way, the link is of no more
+        use for sending: every later write raises Reset.
+        """
+        if self._mid_frame:
+            raise Reset(f"{self.stream.name}: an earlier send was cut off")
+        self._mid_frame = True
+        try:
+            views = [memoryview(part) for part in parts]
+            if len(views) > 1:
+                views = _gather(self.stream, views)
+            for view in views:
+                await push(self.stream, view)
+        except (Broken, OSError, trio.ClosedResourceError) as error:
+            raise await self.reason_for(error) from None
+        self._mid_frame = False
+
+    async def reason_for(self, error: Exception) -> VsockfwdError:
+        """Why a send failed: what the peer had to say before it stopped listening, where it said something."""
+        with trio.move_on_after(LAST_WORDS):
+            if self._reader in (None, trio.lowlevel.current_task()):
+                try:
+                    while True:
+                        await self.next()
+                except (EOFError, VsockfwdError):
+                    pass  # kept
+            else:
+                await self._ended.wait()
+        if isinstance(self._end, VsockfwdError):
+            return self._end
+        cause = error.error if isinstance(error, Broken) else error
+        if isinstance(cause, OSError):
+            return from_oserror(cause, self.stream.name)
+        return Reset(f"{self.stream.name}: closed on this side")
+
+    async def part(self, last: bytes = b"") -> None:
+        """Send a last frame, if there is one and it can still be told from what went before, then close."""
+        with trio.move_on_after(LAST_WORDS, shield=True):
+            try:
+                if last and not self._mid_frame:
+                    await push(self.stream, memoryview(last))
+                self.stream.shutdown_sending()
+                await self._drain()
+            except (Broken, OSError, trio.ClosedResourceError, trio.BusyResourceError):
+                pass  # the peer is gone: nobody is left to tell
+        self.close()
+
+    async def _drain(self) -> None:
+        scrap = memoryview(bytearray(SCRAP))
+        while True:
+            try:
+                if not self.stream.try_receive_into(scrap):
+                    return
+            except BlockingIOError:
+                await self.stream.wait_readable()
+            else:
+                await trio.lowlevel.checkpoint()
+
+    def abandon(self, reason: VsockfwdError) -> None:
+        """Close at once; whoever is waiting on the link gets this reason."""
+        self._finish(reason)
+        self.stream.close()
+
+    def close(self) -> None:
+        """Close at once."""
+        self._pending = iter(())
+        self._release()
+        self.stream.close()
+
+    async def aclose(self) -> None:
+        """Close, then let others run."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+
+def _gather(stream: Stream, views: list[memoryview]) -> list[memoryview]:
+    """Send as much as goes in one call, and return what is left. Raises OSError."""
+    try:
+        sent = stream.try_send_parts(views)
+    except BlockingIOError:
+        return views
+    left = []
+    for view in views:
+        if sent < len(view):
+            left.append(view[sent:])
+        sent = max(0, sent - len(view))
+    return left
