@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vsockfwd.errors import AddressError
-from vsockfwd.modes.forward import parse_forward
+from vsockfwd.modes.spelling import parse_forward
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import trio
 import typer
 
-from vsockfwd.modes.forward import LOCAL, RAW, REMOTE, LocalRule, RawRule, RemoteRule, parse_bind, parse_forward
+from vsockfwd.modes.forward import LOCAL, RAW, REMOTE, LocalRule, RawRule, RemoteRule
+from vsockfwd.modes.spelling import parse_bind, parse_forward
 from vsockfwd.modes.stdio import join_stdio
 from vsockfwd.plugin import (
     Address,

@@ -5,7 +5,8 @@ What stands in a ProxyCommand: nothing but the connection's bytes goes to standa
 
 from __future__ import annotations
 
-from vsockfwd.modes.forward import NAME, Connect, parse_connect
+from vsockfwd.modes.forward import NAME, Connect
+from vsockfwd.modes.spelling import parse_connect
 from vsockfwd.plugin import Address, DataError, DescriptorStream, Ending, Engine, open_session
 
 
