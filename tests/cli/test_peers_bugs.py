@@ -287,7 +287,7 @@ def test_a_name_that_does_not_resolve_ends_its_own_connection_alone(tmp_path: Pa
             words = ("forward", "-L", f"{tmp_path}/nowhere.sock:{nowhere}:80", "-L", f"{tmp_path}/other.sock:{path}")
             stack.enter_context(agent(tmp_path))
             forward = stack.enter_context(Server(*words, f"unix:{tmp_path}/agent.sock"))
-            wait_until((tmp_path / "other.sock").exists)
+            forward.wait_for("listening", 2)
             other = stack.enter_context(connect(tmp_path / "other.sock"))
         for count in (1, 2):
             with connect(tmp_path / "nowhere.sock") as sock, contextlib.suppress(ConnectionResetError):
