@@ -231,7 +231,8 @@ class Work:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop_waiting)
             while not keeper.up:
-                self.set(State.DOWN, keeper.why or "not logged in yet")
+                if keeper.why:
+                    self.set(State.DOWN, keeper.why)
                 await keeper.changed()
             nursery.cancel_scope.cancel()
 
