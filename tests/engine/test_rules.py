@@ -14,12 +14,15 @@ from vsockfwd.address import parse
 from vsockfwd.config import NamedRule
 from vsockfwd.engine import Engine
 from vsockfwd.engine.backoff import Backoff
+from vsockfwd.engine.proxied import read_header
 from vsockfwd.engine.rules import Rules, State, Work
 from vsockfwd.errors import ConfigError, NotFound
 from vsockfwd.events import Closed, Denied, Ending, RuleChanged
+from vsockfwd.identity import NetworkPeer
 from vsockfwd.modes.forward import LOCAL, RAW, REMOTE, LocalRule, RawRule, RemoteRule
 from vsockfwd.rule import Admitted, StreamEnd
 from vsockfwd.transport.base import Stream
+from vsockfwd.wire.proxy_protocol import header
 
 
 def raw(listen: str = "memory:client", connect: str = "memory:server", name: str = "raw", **more: Any) -> NamedRule:
@@ -325,3 +328,47 @@ def _listens(world: World) -> bool:
 
 async def up(work: Work) -> None:
     await settled(lambda: work.state is State.UP, 60)
+
+
+# --- who it is
+
+
+@pytest.mark.parametrize("kind", [raw, local])
+async def test_the_far_end_is_told_who_connected_and_a_header_that_came_is_passed_on(world: World, kind):
+    server = await serving(world)
+    who = NetworkPeer("192.0.2.7", 4711)
+    async with world.agent(), at_work(world, kind(proxy_protocol="v2", accept_proxy=True)):
+        client = await dial(world)
+        await client.send_all(header(who, NetworkPeer("192.0.2.1", 443)) + b"question")
+        neighbour = await server.accept()
+        assert await read_header(neighbour) == who
+        assert await neighbour.receive_some() == b"question"
+        client.close()
+        neighbour.close()
+
+
+@pytest.mark.parametrize("kind", [raw, local])
+async def test_who_sends_no_header_where_one_is_due_is_reset(world: World, kind):
+    async with world.agent(), at_work(world, kind(accept_proxy=True)):
+        client = await dial(world)
+        await client.send_all(b"GET / HTTP/1.1\r\n\r\n")
+        assert await is_reset(client)
+
+
+async def test_a_remote_rule_tells_who_connected_at_the_agents(world: World):
+    server = await serving(world)
+    rule = RemoteRule(
+        listen=StreamEnd(parse("memory:far")),
+        connect=StreamEnd(parse("memory:server")),
+        target="memory:agent",
+        proxy_protocol="v2",
+    )
+    async with world.agent(), at_work(world, NamedRule("remote", REMOTE, rule)) as rules:
+        await up(rules.works["remote"])
+        client = await dial(world, "memory:far")
+        await client.send_all(b"question")
+        neighbour = await server.accept()
+        await read_header(neighbour)
+        assert await neighbour.receive_some() == b"question"
+        client.close()
+        neighbour.close()

@@ -137,3 +137,17 @@ def test_dig_asks_a_real_dns_server_through_the_forward(target, flag):
     with dns_server() as port, Server("dgram", flag, f"0:localhost:{port}", target) as forward:
         names = [f"{number}.guest.test" for number in range(5)]
         assert [ask(forward.port, name) for name in names] == ["192.0.2.7"] * 5
+
+
+@pytest.mark.parametrize("flag", ["-L", "-R"])
+def test_forward_carries_datagrams_too_where_its_spec_says_udp(target, server, flag: str):
+    spec = f"127.0.0.1:0:127.0.0.1:{server.getsockname()[1]}/udp"
+    with Server("forward", flag, spec, target) as forward, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(DEADLINE)
+        port = str(forward.wait_for("listening")[0]["address"]).rpartition(":")[2]
+        client.connect(("127.0.0.1", int(port)))
+        client.send(b"question")
+        received, peer = server.recvfrom(100)
+        assert received == b"question"
+        server.sendto(b"answer", peer)
+        assert client.recv(100) == b"answer"
