@@ -166,6 +166,23 @@ def test_told_to_stop_the_exit_code_says_whether_a_connection_was_cut_off(tmp_pa
                 assert forward.wait_for("closed")[0]["outcome"]["ending"] == "stopped"  # type: ignore[index]
 
 
+def test_a_second_signal_ends_the_draining_at_once(tmp_path: Path):
+    path, target = tmp_path / "here.sock", tmp_path / "there.sock"
+    with (
+        socket.socket(socket.AF_UNIX) as server,
+        Server("forward", "--drain", "600", f"unix:{path}", f"unix:{target}") as forward,
+    ):
+        server.bind(str(target))
+        server.listen()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            served, _ = server.accept()
+            with served:
+                forward.process.send_signal(signal.SIGTERM)
+                wait_until(lambda: not path.exists())
+                assert forward.signal(signal.SIGTERM) == 143
+
+
 def test_a_connection_that_ends_by_itself_while_we_stop_is_not_cut_off(tmp_path: Path):
     path, target = tmp_path / "here.sock", tmp_path / "there.sock"
     with socket.socket(socket.AF_UNIX) as server, Server("forward", f"unix:{path}", f"unix:{target}") as forward:
