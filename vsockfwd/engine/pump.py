@@ -11,6 +11,7 @@ who waits for that is a task (`pump` below), or the one task that watches many s
 from __future__ import annotations
 
 import enum
+import mmap
 from collections.abc import Callable
 
 import trio
@@ -33,7 +34,12 @@ ROUNDS = 8
 
 
 class BufferPool:
-    """Buffers, lent while bytes are in hand."""
+    """Buffers, lent while bytes are in hand.
+
+    Each is a mapping of its own: a page counts as memory once bytes have stood in it, so a pool that carries short
+    messages holds a page a buffer, and what is dropped goes back to the kernel whole. (On malloc's heap one burst of
+    short connections left 16 MiB and the holes between for good.)
+    """
 
     __slots__ = ("_large", "_made", "_small", "size")
 
@@ -49,8 +55,8 @@ class BufferPool:
             return self._large.pop()
         if self._made < LARGE_BUFFERS:
             self._made += 1
-            return memoryview(bytearray(self.size))
-        return self._small.pop() if self._small else memoryview(bytearray(min(SMALL_SIZE, self.size)))
+            return memoryview(mmap.mmap(-1, self.size))
+        return self._small.pop() if self._small else memoryview(mmap.mmap(-1, min(SMALL_SIZE, self.size)))
 
     def give_back(self, buffer: memoryview) -> None:
         """The end of a loan."""
