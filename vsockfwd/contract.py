@@ -128,6 +128,8 @@ class Call(Protocol):
     version: int
     peer: Identity
     report: Report
+    root: str | None
+    """The directory that paths are below, and start at; None: the whole file system."""
 
     def arguments(self, kind: type[M]) -> M:
         """The request's arguments, decoded and checked. Raises BadRequest."""

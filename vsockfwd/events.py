@@ -189,30 +189,71 @@ class Moved(Event, frozen=True):
         return f"{self.name}: {self.bytes} bytes more"
 
 
+class FileMoving(Event, frozen=True):
+    """A large file of a transfer has come so far: bytes that are where they belong, of so many."""
+
+    name: str
+    position: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.position} of {self.bytes} bytes"
+
+
 class FileDone(Event, frozen=True):
-    """One file of a transfer is complete and verified, or failed for the reason in `error`."""
+    """One file of a transfer is complete and verified, or failed for the reason in `error`.
+
+    `done`: new, replaced, unchanged (it stood there already), kept (another stood there, and was not to be replaced)
+    or removed. `dry_run`: so it would be.
+    """
 
     name: str
     bytes: int
     error: str = ""
+    done: str = "new"
+    dry_run: bool = False
+
+    @property
+    def would_change(self) -> bool:
+        """Whether this is told since it was not done."""
+        return self.dry_run and self.done in ("new", "replaced", "removed")
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.error}" if self.error else f"{self.name}: {self.bytes} bytes, verified"
+        if self.error:
+            return f"{self.name}: {self.error}"
+        if self.would_change:
+            return f"{self.name}: would be {self.done}"
+        if self.done in ("new", "replaced"):
+            return f"{self.name}: {self.bytes} bytes, verified"
+        return f"{self.name}: {self.done}"
 
 
 class Summary(Event, frozen=True):
-    """A transfer is over."""
+    """A transfer is over. `files` and `bytes` are those that were transferred; the others are counted beside them."""
 
     what: str
     files: int
     bytes: int
     failed: int
     seconds: float
+    unchanged: int = 0
+    kept: int = 0
+    removed: int = 0
+    dry_run: bool = False
 
     def __str__(self) -> str:
         rate = self.bytes / self.seconds / 1e6 if self.seconds else 0.0
-        tail = f", {self.failed} failed" if self.failed else ", all verified"
-        return f"{self.what}: {self.files} files, {self.bytes} bytes in {self.seconds:.2f} s ({rate:.1f} MB/s){tail}"
+        others = [f"{count} {word}" for count, word in self._others() if count]
+        if self.dry_run:
+            return ", ".join([f"{self.what}: would copy {self.files} files, {self.bytes} bytes", *others])
+        tail = "" if self.failed else ", all verified"
+        moved = f"{self.what}: {self.files} files, {self.bytes} bytes in {self.seconds:.2f} s ({rate:.1f} MB/s)"
+        return ", ".join([moved, *others]) + tail
+
+    def _others(self) -> list[tuple[int, str]]:
+        return [
+            (self.unchanged, "unchanged"), (self.kept, "kept"), (self.removed, "removed"), (self.failed, "failed"),
+        ]  # fmt: skip
 
 
 class Dropped(Event, frozen=True):

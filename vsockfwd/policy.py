@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vsockfwd.contract import Resource
+from vsockfwd.contract import Access, Resource
 from vsockfwd.errors import NotAllowed
 from vsockfwd.identity import CID_ANY, CID_HOST, GuestPeer, Identity, NetworkPeer, UnixPeer, VsockPeer, cid_text
 
@@ -36,13 +36,15 @@ class Policy:
 
     `own_uid` is the user that the agent runs as; `cids` are machines trusted as a whole (CID_ANY: all of them);
     `uids` are local users let in on UNIX sockets beside the agent's own and root; `guests`: whether the guest behind
-    a hybrid listener is let in.
+    a hybrid listener is let in. `root` is the directory that all files are below; `read_only`: nothing is written.
     """
 
     own_uid: int
     cids: frozenset[int] = frozenset()
     uids: frozenset[int] = frozenset()
     guests: bool = False
+    root: str | None = None
+    read_only: bool = False
 
     def admit(self, peer: Identity) -> Decision:
         """Whether a peer may have a session."""
@@ -89,5 +91,8 @@ class Policy:
         )
 
     def permit(self, peer: Identity, resource: Resource) -> Decision:
-        """Whether a peer that was admitted may touch a resource: what the agent's user may, it may."""
+        """Whether a peer that was admitted may touch a resource: what the agent's user may, it may, but for files
+        that are to be written where the agent is read-only."""
+        if self.read_only and resource.access is Access.WRITE:
+            return Decision(False, f"{resource.name}: this agent is read-only", "start it without --read-only")
         return Decision(True, f"{peer} may do what the agent's user may")

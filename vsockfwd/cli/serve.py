@@ -60,6 +60,10 @@ def serve(
     allow_guest: Annotated[
         bool, typer.Option("--allow-guest", help="trust the guest behind a hybrid: socket listened on")
     ] = False,
+    root: Annotated[
+        str | None, typer.Option(metavar="DIR", help="what is copied is below this directory, and paths start there")
+    ] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="files are read, and never written")] = False,
     metrics: Metrics = None,
 ) -> int:
     """Run the agent: what -L forwards, cp and dgram talk to, usually inside the guest.
@@ -74,12 +78,21 @@ def serve(
         cids=frozenset(map(_cid, allow_cid or [])),
         uids=frozenset(allow_uid or []),
         guests=allow_guest,
+        root=None if root is None else _directory(root),
+        read_only=read_only,
     )
     for address in addresses:
         check_listening(address, policy)
     for place in places:
         check_calling(place, policy)
     return invocation.run(_serve, addresses, places, policy, invocation.modes(), metrics)
+
+
+def _directory(path: str) -> str:
+    """An absolute path, of a directory that is there."""
+    if not os.path.isdir(path):
+        raise UsageError(f"--root {printable(path)}: is no directory")
+    return os.path.abspath(path)
 
 
 def _cid(text: str) -> int:

@@ -85,6 +85,7 @@ class AgentCall:
         self.version = version
         self.peer: Identity = link.peer
         self.report: Report = agent.engine.report
+        self.root = agent.policy.root
         self.accepted = False
         self._agent = agent
         self._link = link

@@ -7,17 +7,20 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from vsockfwd.errors import printable
-from vsockfwd.events import Event, FileDone, Moved, Planned, Summary
+from vsockfwd.events import Event, FileDone, FileMoving, Moved, Planned, Summary
 from vsockfwd.report.lines import LineReporter, level
 
 
 class BarReporter:
-    """One bar for the whole transfer, fed by what its receiver knows; everything else as lines."""
+    """A bar for the whole transfer and one for the large file at work, fed by what the receiver knows; everything else
+    as lines."""
 
     def __init__(self, out: TextIO, lines: LineReporter) -> None:
         self.out = out
         self.lines = lines
         self._bar: tqdm[Any] | None = None
+        self._file: tqdm[Any] | None = None
+        self._file_name = ""
         self._files = 0
         self._total_files = -1
 
@@ -28,11 +31,14 @@ class BarReporter:
             case Moved():
                 if self._bar is not None:
                     self._bar.update(event.bytes)
+            case FileMoving():
+                self._move(event)
             case Summary():
                 self.close()
                 self.lines(event)
             case _:
                 if isinstance(event, FileDone) and self._bar is not None:
+                    self._done(event.name)
                     self._files += 1
                     if self._total_files > 1:
                         self._bar.set_postfix_str(f"{self._files}/{self._total_files} files", refresh=False)
@@ -43,13 +49,29 @@ class BarReporter:
         total = event.bytes if event.bytes >= 0 else None
         self._total_files = event.files
         if self._bar is None:
-            self._bar = tqdm(
-                total=total, unit="B", unit_scale=True, unit_divisor=1024, file=self.out, dynamic_ncols=True,
-                desc=printable(event.what)[-40:], mininterval=0.1, leave=True,
-            )  # fmt: skip
+            self._bar = self._new_bar(event.what, total, leave=True)
         else:
             self._bar.total = total
             self._bar.refresh()
+
+    def _new_bar(self, what: str, total: int | None, *, leave: bool) -> tqdm[Any]:
+        return tqdm(
+            total=total, unit="B", unit_scale=True, unit_divisor=1024, file=self.out, dynamic_ncols=True,
+            desc=printable(what)[-40:], mininterval=0.1, leave=leave,
+        )  # fmt: skip
+
+    def _move(self, event: FileMoving) -> None:
+        if self._bar is None or self._total_files == 1:
+            return  # the whole is this one file
+        if self._file is None or event.name != self._file_name:
+            self._done(self._file_name)
+            self._file, self._file_name = self._new_bar(event.name, event.bytes, leave=False), event.name
+        self._file.update(event.position - self._file.n)
+
+    def _done(self, name: str) -> None:
+        if self._file is not None and name == self._file_name:
+            self._file.close()
+            self._file = None
 
     def _above(self, event: Event) -> None:
         if self._bar is None:
@@ -59,6 +81,7 @@ class BarReporter:
 
     def close(self) -> None:
         """Take the bar off the screen's last line, also where the transfer failed."""
+        self._done(self._file_name)
         if self._bar is not None:
             self._bar.close()
             self._bar = None

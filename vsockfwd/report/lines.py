@@ -8,7 +8,7 @@ from typing import TextIO
 import msgspec
 
 from vsockfwd.errors import printable
-from vsockfwd.events import Closed, Event, FileDone, Moved, Opened, Planned, Problem, RuleChanged, SessionUp
+from vsockfwd.events import Closed, Event, FileDone, FileMoving, Moved, Opened, Planned, Problem, RuleChanged, SessionUp
 
 LINE_LIMIT = 2000
 
@@ -19,14 +19,14 @@ QUIET = -1
 def level(event: Event) -> int:
     """How often `-v` must have been said for an event to be shown."""
     match event:
-        case Moved():
+        case Moved() | FileMoving():
             return 3
         case Opened() | Planned():
             return 2
         case Closed(outcome=outcome):
             return 1 if outcome.clean else 0
         case FileDone(error=error):
-            return QUIET if error else 1
+            return QUIET if error else 0 if event.would_change else 1
         case Problem():
             return QUIET
         case SessionUp():

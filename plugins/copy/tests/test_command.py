@@ -36,10 +36,13 @@ from vsockfwd_copy.messages import Get, Put, Request, encode
         ("[vsock:3:99]:x", "vsock:3:99", b"x"),
         ("[unix:/run/a.sock]:/etc/hosts", "unix:/run/a.sock", b"/etc/hosts"),
         ("[tcp:[::1]:9]:]:x", "tcp:[::1]:9", b"]:x"),
+        ("a,b/c:x", None, b"a,b/c:x"),
+        (",3:x", None, b",3:x"),
+        ("[unix:/a,3:x", None, b"[unix:/a,3:x"),
     ],
 )
 def test_a_location_is_read_as_it_is_written(text: str, target: str | None, path: bytes) -> None:
-    assert parse_location(text) == Location(parse(target) if target else None, path)
+    assert parse_location(text) == Location((parse(target),) if target else (), path)
 
 
 @pytest.mark.parametrize(
@@ -47,8 +50,10 @@ def test_a_location_is_read_as_it_is_written(text: str, target: str | None, path
     [
         (["a"], "SOURCE… DESTINATION"),
         (["a", "b"], "both ends are on this machine"),
-        (["3:a", "4:b"], "both ends are at agents"),
-        (["a", "3:b", "4:c"], "both ends are at agents"),
+        (["a", "3:b", "4:c"], "different machines"),
+        (["3:a", "4,5:c"], "from one agent to many"),
+        (["3,4:a", "."], "a source is at one target"),
+        (["a", "3,3:"], "twice"),
         (["3:a", "4:b", "."], "different machines"),
         (["3:a", "b", "."], "different machines"),
         (["", "3:"], "empty path"),
@@ -64,7 +69,14 @@ def test_what_is_no_copy_is_refused_by_name(words: list[str], why: str) -> None:
 
 
 def test_the_port_of_the_flag_is_the_agents() -> None:
-    assert plan(["a", "3:"], port=99).target == parse("vsock:3:99")
+    assert plan(["a", "3:"], port=99).destinations == (parse("vsock:3:99"),)
+
+
+def test_a_destination_may_be_at_many_targets() -> None:
+    what = plan(["a", "b", "3,[unix:/run/a.sock],4:/opt"])
+    assert what.destinations == (parse("vsock:3:876"), parse("unix:/run/a.sock"), parse("vsock:4:876"))
+    assert (what.sources, what.destination, what.source) == ((b"a", b"b"), b"/opt", None)
+    assert plan(["3:a", "4:b"]).source == parse("vsock:3:876")
 
 
 def test_the_policy_is_asked_about_every_path_that_a_request_touches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,4 +149,4 @@ def test_a_target_of_the_config_file_is_known_by_its_name():
         assert (text, port) == ("web", None)
         return where
 
-    assert plan(["web:notes", "."], None, read).target == where
+    assert plan(["web:notes", "."], None, read).source == where

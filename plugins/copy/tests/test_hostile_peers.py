@@ -12,6 +12,7 @@ from plugins.copy.tests.world import MIB, World, snapshot
 from vsockfwd.plugin import Call, Code, Data, Ended, Mode, PeerBrokeProtocol
 from vsockfwd_copy.messages import (
     CHUNK_LIMIT,
+    Blocks,
     Chunk,
     Enter,
     Entries,
@@ -20,6 +21,7 @@ from vsockfwd_copy.messages import (
     FileDigest,
     Finish,
     GiveUp,
+    HardLink,
     Hole,
     Kind,
     Large,
@@ -29,12 +31,13 @@ from vsockfwd_copy.messages import (
     Resolved,
     Result,
     Results,
+    Same,
     Small,
     Symlink,
     Want,
     Wants,
     checksum,
-    digest,
+    digest_of,
     encode,
 )
 
@@ -59,7 +62,7 @@ def finish(data: bytes = DATA, *, file: int = 1) -> Step:
 
 
 def small(name: bytes = b"file", content: bytes = b"x") -> Small:
-    return Small(name, 0o644, 0, content, digest(content))
+    return Small(name, 0o644, 0, content, digest_of(content))
 
 
 def large(name: bytes = b"file", size: int = len(DATA)) -> Large:
@@ -108,7 +111,10 @@ BROKEN = {
     "a large file with a slash in its name": ([entries(enter(), large(b"a/b"))], NAME),
     "a symlink with a slash in its name": ([entries(enter(), Symlink(b"a/b", 0, b"t"))], NAME),
     "a symlink to a NUL": ([entries(enter(), Symlink(b"a", 0, b"t\0u"))], "holds a NUL"),
-    "a mode with setuid": ([entries(Small(b"file", 0o4755, 0, b"x", digest(b"x")))], "makes no sense"),
+    "a mode beyond twelve bits": ([entries(Small(b"file", 0o10644, 0, b"x", digest_of(b"x")))], "makes no sense"),
+    "another name for what has one": ([entries(enter(), small(b"a"), HardLink(b"b", 2), Leave())], "has one only"),
+    "another name for what never came": ([entries(enter(), HardLink(b"b", 9), Leave())], "has one only"),
+    "what is the same, unasked": ([entries(large()), (Kind.SAME, Same(1, 0, 1))], "unasked"),
     "a file of a negative size": ([entries(large(size=-1))], "makes no sense"),
     "numbers that jump": ([entries(small(), first=7)], "counts 7 where 1"),
     "out of the destination by leaving": ([entries(Leave())], "had not entered"),
@@ -145,7 +151,7 @@ async def test_a_sender_that_breaks_the_rules_writes_nothing_outside(world: Worl
 
 
 DAMAGED = {
-    "a small file": ([entries(Small(b"file", 0o644, 0, b"x", digest(b"y")))], "damaged", 74),
+    "a small file": ([entries(Small(b"file", 0o644, 0, b"x", digest_of(b"y")))], "damaged", 74),
     "a chunk": ([entries(large()), *chunk(check=1), finish()], "damaged", 74),
     "a file whose digest is another's": ([entries(large()), *chunk(), finish(b"y")], "not what was read", 74),
     "a file that ends early": ([entries(large(size=MIB + 1)), *chunk(), finish()], "ended after", 74),
@@ -218,6 +224,8 @@ async def test_a_sender_that_gives_a_file_up_fails_that_file(world: World) -> No
 
 WANT_ALL = (Kind.WANT, Wants([Want(2, [Range(0, 3 * MIB)])]))
 
+COMPARED = (Kind.WANT, Wants([Want(2, [Range(0, 3 * MIB)], compared=True)]))
+
 OFFERED = "which it was not offered"
 BEYOND = "bytes of file 2 that it has not"
 
@@ -227,7 +235,14 @@ DEMANDS = {
     "bytes beyond the end": ([(Kind.WANT, Wants([Want(2, [Range(0, 3 * MIB + 1)])]))], BEYOND),
     "bytes from beyond the end": ([(Kind.WANT, Wants([Want(2, [Range(4 * MIB, 1)])]))], BEYOND),
     "bytes twice": ([(Kind.WANT, Wants([Want(2, [Range(0, 2), Range(1, 2)])]))], BEYOND),
-    "no bytes": ([(Kind.WANT, encode([[[2, []]]]))], "makes no sense"),
+    "no bytes": ([(Kind.WANT, Wants([Want(2, [])]))], "make no sense"),
+    "blocks of a file never offered": ([(Kind.BLOCKS, Blocks(77, 0, b""))], OFFERED),
+    "more blocks than a file has": ([COMPARED, (Kind.BLOCKS, Blocks(2, 0, bytes(16 * 25)))], "blocks that file 2"),
+    "half a digest": ([COMPARED, (Kind.BLOCKS, Blocks(2, 0, bytes(15)))], "blocks that file 2"),
+    "blocks backwards": (
+        [COMPARED, (Kind.BLOCKS, Blocks(2, 4, bytes(16))), (Kind.BLOCKS, Blocks(2, 3, bytes(16)))],
+        "blocks that",
+    ),
     "a file twice": ([WANT_ALL, WANT_ALL], OFFERED),
     "an answer to nothing": ([(Kind.RESULTS, Results([Result(9)]))], "not asked about"),
     "two answers to one": ([(Kind.RESULTS, Results([Result(1), Result(1)]))], "not asked about"),
@@ -289,3 +304,9 @@ async def test_a_file_that_the_receiver_failed_with_is_broken_off_and_the_next_g
     assert world.failures() == {"a": "full"}
     assert heard[-4:] == [Kind.GIVE_UP, Kind.CHUNK, Kind.CHUNK, Kind.FINISH]
     assert moved < size
+
+
+async def test_a_setuid_bit_is_not_set_for_a_sender_that_just_says_so(world: World) -> None:
+    becomes(world, script([entries(Small(b"file", 0o6755, 0, b"x", digest_of(b"x")))]))
+    assert await world.cp("@file", ".") == 0
+    assert (world.here / "file").stat().st_mode & 0o7777 == 0o755

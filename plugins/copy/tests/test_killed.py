@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from plugins.copy.tests.world import temporaries
-
 SIZE = 128 << 20
 DEADLINE = 15.0
 
@@ -77,11 +75,22 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def half_files(pid: int, folder: Path) -> list[str]:
+    """Files below a folder that a process has open for writing, and that have no name, or a temporary one."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            name = os.readlink(link)
+            if name.startswith(f"{folder}/") and (name.endswith(" (deleted)") or ".vsockfwd." in name):
+                found.append(name)
+    return found
+
+
 def stop_in_mid_file(receiver: subprocess.Popen[str], sink: Path) -> None:
     """Freeze the receiver while it holds a part of the file, so that what follows follows in mid-file."""
-    wait_until(lambda: temporaries(sink) or (sink / "big").exists(), "nothing arrives")
+    wait_until(lambda: half_files(receiver.pid, sink) or (sink / "big").exists(), "nothing arrives")
     os.kill(receiver.pid, signal.SIGSTOP)
-    assert temporaries(sink), "too late: the file was complete before the receiver could be stopped"
+    assert half_files(receiver.pid, sink), "too late: the file was complete before the receiver could be stopped"
     assert not (sink / "big").exists()
 
 
@@ -119,7 +128,7 @@ def test_a_client_that_is_killed_while_sending_leaves_nothing_at_the_agent(proce
         client.kill()
         os.kill(processes.agent.pid, signal.SIGCONT)
         client.communicate(timeout=DEADLINE)
-        wait_until(lambda: not temporaries(processes.home), "the agent keeps a half file")
+        wait_until(lambda: not half_files(processes.agent.pid, processes.home), "the agent keeps a half file")
     assert os.listdir(processes.home) == ["a.sock"]
 
 

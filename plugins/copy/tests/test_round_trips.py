@@ -127,7 +127,7 @@ async def test_more_large_files_than_the_window_has_room_for(
     world: World, towards: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vsockfwd_copy.sending.WINDOW", 3)
-    monkeypatch.setattr("vsockfwd_copy.reading.BATCH_LIMIT", 500)
+    monkeypatch.setattr("vsockfwd_copy.walking.BATCH_LIMIT", 500)
     tree = world.source(towards) / "tree"
     tree.mkdir()
     for number in range(20):

@@ -16,8 +16,11 @@ from vsockfwd.plugin import Code
 from vsockfwd_copy.destination import resolve
 from vsockfwd_copy.directories import Directory, OpenDirectories
 from vsockfwd_copy.landing import Landing
-from vsockfwd_copy.messages import Chunk, Entries, GiveUp, Large, Lost, Piece, Range, Small, digest
-from vsockfwd_copy.reading import Reading, Tree
+from vsockfwd_copy.messages import Chunk, Entries, GiveUp, Large, Lost, Piece, Range, Small, digest_of
+from vsockfwd_copy.options import LandOptions, SendOptions
+from vsockfwd_copy.reading import Reading
+from vsockfwd_copy.roots import Root
+from vsockfwd_copy.walking import Tree
 
 NOBODY = 65534
 
@@ -179,7 +182,7 @@ def test_a_file_that_changes_while_it_is_read_is_given_up(tmp_path: Path, change
     path = tmp_path / "file"
     path.write_bytes(b"x" * 5 * MIB)
     os.utime(path, ns=(0, 0))
-    tree = Tree([b"file"], recursive=False, base=os.fsencode(tmp_path))
+    tree = Tree([b"file"], SendOptions(), Root(os.fsencode(tmp_path)))
     ((entry, offer),) = tree.batch()
     assert isinstance(entry, Large)
     assert offer is not None
@@ -213,7 +216,7 @@ def test_a_deep_tree_costs_few_descriptors(tmp_path: Path) -> None:
 
 def test_only_the_wanted_ranges_are_read(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(range(256)) * 1024)
-    tree = Tree([b"file"], recursive=False, base=os.fsencode(tmp_path))
+    tree = Tree([b"file"], SendOptions(), Root(os.fsencode(tmp_path)))
     ((_, offer),) = tree.batch()
     assert offer is not None
     out = Reading(tree, 1, offer, [Range(3, 5), Range(1000, 1)])
@@ -237,7 +240,7 @@ def test_a_file_that_may_not_be_read_fails_and_the_next_is_announced(tmp_path: P
     os.fchdir(base)
     try:
         with as_nobody(tmp_path, tmp_path / "secret"):
-            tree = Tree([b"secret", b"locked"], recursive=True, base=b"")
+            tree = Tree([b"secret", b"locked"], SendOptions(recursive=True), Root(b""))
             items = tree.batch()
             tree.close()
     finally:
@@ -253,11 +256,11 @@ def test_a_file_that_may_not_be_read_fails_and_the_next_is_announced(tmp_path: P
 
 
 def test_a_directory_that_may_not_be_written_is_told_as_a_permission(tmp_path: Path) -> None:
-    place = resolve(os.fsencode(tmp_path), sources=1, recursive=False, base=b"/")
+    place = resolve(os.fsencode(tmp_path), sources=1, options=LandOptions(), root=Root(b"/"))
     tmp_path.chmod(0o555)
-    landing = Landing(place, 1)
+    landing = Landing(place, LandOptions(), 1)
     with as_nobody():
-        landing.announce(Entries(1, [Small(b"file", 0o644, 0, b"x", digest(b"x"))]))
+        landing.announce(Entries(1, [Small(b"file", 0o644, 0, b"x", digest_of(b"x"))]))
     (result,) = landing.take_answers().results
     assert result.failure is not None
     assert result.failure.code == Code.PERMISSION
@@ -266,7 +269,7 @@ def test_a_directory_that_may_not_be_written_is_told_as_a_permission(tmp_path: P
 
 
 async def test_a_tree_copied_into_itself_comes_to_an_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vsockfwd_copy.reading.DEPTH_LIMIT", 20)
+    monkeypatch.setattr("vsockfwd_copy.walking.DEPTH_LIMIT", 20)
     tree = world.home / "tree"
     (tree / "sub").mkdir(parents=True)
     (tree / "file").write_text("x")

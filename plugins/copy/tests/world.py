@@ -23,6 +23,7 @@ from vsockfwd.plugin import (
 from vsockfwd_copy import MODE
 from vsockfwd_copy.command import copy
 from vsockfwd_copy.locations import plan
+from vsockfwd_copy.options import Options
 
 MIB = 1 << 20
 
@@ -57,20 +58,20 @@ class World:
         listeners = await self.engine.network.listen(parse(self.address))
         nursery.start_soon(serve_listeners, listeners, self.agent.handle, print)
 
-    async def cp(self, *words: str, recursive: bool = False) -> int:
-        """Run a command line in which `@` stands for the target; the exit code."""
+    async def cp(self, *words: str, **options: Any) -> int:
+        """Run a command line in which `@` stands for the target, with Options; the exit code."""
         self.events.clear()
         target = f"[{self.address}]:"
         words = tuple(target + word[1:] if word.startswith("@") else word for word in words)
         with trio.fail_after(10):
-            return await copy(self.engine, plan(list(words)), recursive)
+            return await copy(self.engine, plan(words), Options(**options))
 
-    async def carry(self, towards: str, *words: str, recursive: bool = False) -> int:
+    async def carry(self, towards: str, *words: str, **options: Any) -> int:
         """Copy sources to a destination, from `source(towards)` to `sink(towards)`; an empty one is that directory."""
         *sources, destination = words
         if towards == "put":
-            return await self.cp(*sources, "@" + destination, recursive=recursive)
-        return await self.cp(*("@" + source for source in sources), destination or ".", recursive=recursive)
+            return await self.cp(*sources, "@" + destination, **options)
+        return await self.cp(*("@" + source for source in sources), destination or ".", **options)
 
     def source(self, towards: str) -> Path:
         return self.here if towards == "put" else self.home

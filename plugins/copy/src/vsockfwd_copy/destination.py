@@ -6,8 +6,10 @@ import os
 import stat
 
 from vsockfwd.plugin import CannotCreate, from_oserror, printable
+from vsockfwd_copy.options import LandOptions
+from vsockfwd_copy.roots import Root
 
-_OPEN = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY
 
 
 class Place:
@@ -24,36 +26,52 @@ class Place:
         os.close(self.fd)
 
 
-def resolve(destination: bytes, *, sources: int, recursive: bool, base: bytes) -> Place:
-    """What a destination as typed means, as cp(1) and scp(1) have it; `base` is where a relative one starts.
+def resolve(destination: bytes, *, sources: int, options: LandOptions, root: Root) -> Place:
+    """What a destination as typed means for so many sources (0: several), as cp(1) and scp(1) have it.
 
-    A directory that is there takes the sources in; anything else is the name that a single source gets. Symlinks in
-    what was typed are followed. Raises CannotCreate or PermissionDenied.
+    A directory that is there takes the sources in; anything else is the name that a single source gets. With `plain`
+    it is that name also where a directory stands, with `directory` always the directory; with `mkpath` what is missing
+    on the way is made. Symlinks in what was typed are followed. Raises CannotCreate or PermissionDenied.
     """
-    path = os.path.join(base, destination)
-    told = printable(destination or path)
+    told = printable(destination or root.full(destination))
     try:
-        kind = _kind_of(path)
-        if kind is not None and stat.S_ISDIR(kind):
-            return Place(os.open(path, _OPEN), None, path)
-        if sources > 1:
-            raise CannotCreate(f"{told}: is no directory", hint="several sources need one that is there")
-        if kind is not None and not stat.S_ISREG(kind):
-            raise CannotCreate(f"{told}: is neither a file nor a directory, and is not replaced")
-        slash = path.endswith(b"/")
-        if slash and not recursive:
-            raise CannotCreate(f"{told}: no such directory", hint="leave out the slash to make a file of that name")
-        parent, name = os.path.split(os.path.realpath(path))
-        return Place(os.open(parent, _OPEN), name, path.rstrip(b"/"), only_directory=slash)
+        return _resolve(destination, told, sources, options, root)
     except PermissionError as error:
         raise from_oserror(error, told) from None
     except OSError as error:
-        hint = "the directory that it is to be in must be there" if isinstance(error, FileNotFoundError) else ""
+        missing = isinstance(error, FileNotFoundError)
+        hint = "the directory that it is to be in must be there; --mkpath makes it" if missing else ""
         raise CannotCreate(from_oserror(error, told).message, hint=hint) from None
 
 
-def _kind_of(path: bytes) -> int | None:
+def _resolve(destination: bytes, told: str, sources: int, options: LandOptions, root: Root) -> Place:
+    path = root.full(destination)
+    if options.mkpath and not options.dry_run:
+        into = options.directory or sources != 1 or (path.endswith(b"/") and not options.plain)
+        root.make_directories(path if into else os.path.dirname(path.rstrip(b"/")))
+    kind = _kind_of(destination, root)
+    is_directory = kind is not None and stat.S_ISDIR(kind)
+    if is_directory and not options.plain:
+        return Place(root.open(destination, _DIRECTORY), None, path)
+    if options.directory:
+        raise CannotCreate(f"{told}: is no directory that is there", hint="--mkpath makes it")
+    if sources != 1:
+        hint = "-T takes one source" if options.plain else "several sources need one that is there"
+        raise CannotCreate(f"{told}: is no directory", hint=hint)
+    if kind is not None and not is_directory and not stat.S_ISREG(kind):
+        raise CannotCreate(f"{told}: is neither a file nor a directory, and is not replaced")
+    slash = path.endswith(b"/")
+    if slash and not options.recursive:
+        raise CannotCreate(f"{told}: no such directory", hint="leave out the slash to make a file of that name")
+    fd, name = root.parent(destination)
+    if name in (b"", b".", b".."):
+        os.close(fd)
+        raise CannotCreate(f"{told}: names no file that could be made", hint="without -T the sources go into it")
+    return Place(fd, name, path.rstrip(b"/"), only_directory=slash)
+
+
+def _kind_of(destination: bytes, root: Root) -> int | None:
     try:
-        return os.stat(path).st_mode
+        return root.stat(destination).st_mode
     except FileNotFoundError:
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 
 KEPT = 48
 """Descriptors that one copy keeps open."""
@@ -23,15 +24,17 @@ OPEN_BELOW = OPEN_ROOT | os.O_NOFOLLOW
 class Directory:
     """One directory. Where `parent` is None, `name` is a path, whose symlinks are followed: a person typed it.
 
-    `word` is what a person calls it, which differs from the name for what was typed only.
+    `word` is what a person calls it, which differs from the name for what was typed only. `follow`: a symlink of that
+    name is followed, since the operator of this side said so.
     """
 
-    __slots__ = ("name", "parent", "word")
+    __slots__ = ("follow", "name", "parent", "word")
 
-    def __init__(self, parent: Directory | None, name: bytes, word: bytes) -> None:
+    def __init__(self, parent: Directory | None, name: bytes, word: bytes, *, follow: bool = False) -> None:
         self.parent = parent
         self.name = name
         self.word = word
+        self.follow = follow
 
     def title_of(self, word: bytes) -> bytes:
         """What to call something inside: the words on the way down to it, the nearest of them where they are many.
@@ -53,7 +56,9 @@ class Directory:
 class OpenDirectories:
     """The descriptors of one copy's directories. Not for several threads at once."""
 
-    def __init__(self, kept: int = KEPT) -> None:
+    def __init__(self, open_typed: Callable[[bytes, int], int] = os.open, kept: int = KEPT) -> None:
+        """`open_typed` opens what a person typed."""
+        self._open_typed = open_typed
         self._kept = kept
         self._open: OrderedDict[Directory, int] = OrderedDict()
         self._pinned: dict[Directory, int] = {}
@@ -71,7 +76,10 @@ class OpenDirectories:
             at = at.parent
         fd = None if at is None else self._known(at)
         for at in reversed(missing):
-            fd = os.open(at.name, OPEN_ROOT) if fd is None else os.open(at.name, OPEN_BELOW, dir_fd=fd)
+            if fd is None:
+                fd = self._open_typed(at.name, OPEN_ROOT)
+            else:
+                fd = os.open(at.name, OPEN_ROOT if at.follow else OPEN_BELOW, dir_fd=fd)
             self._open[at] = fd
             if len(self._open) > self._kept:
                 os.close(self._open.popitem(last=False)[1])
@@ -85,8 +93,7 @@ class OpenDirectories:
         return self._open[directory]
 
     def forget(self, directory: Directory) -> None:
-        """It will not be asked for again."""
-        self._pinned.pop(directory, None)
+        """It need not be kept open; where it is asked for again after all, it is opened again."""
         fd = self._open.pop(directory, None)
         if fd is not None:
             os.close(fd)

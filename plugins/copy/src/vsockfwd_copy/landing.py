@@ -11,91 +11,67 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vsockfwd.plugin import (
     CannotCreate,
     DataError,
+    NoSpace,
     PeerBrokeProtocol,
     VerificationFailed,
     VsockfwdError,
     from_code,
     printable,
 )
+from vsockfwd_copy.account import Outcome
+from vsockfwd_copy.arriving import PREFIX, Arriving, Part, Shape, remove_part, temporary_name, umask
+from vsockfwd_copy.asked import Wanted
+from vsockfwd_copy.attributes import Loss, Writer
 from vsockfwd_copy.destination import Place
 from vsockfwd_copy.directories import Directory, OpenDirectories
 from vsockfwd_copy.messages import (
     DEPTH_LIMIT,
     WINDOW,
+    Blocks,
     Chunk,
+    Done,
     Enter,
     Entries,
     Failure,
     FileDigest,
     Finish,
+    Flow,
     GiveUp,
+    HardLink,
     Hole,
+    Landed,
     Large,
     Leave,
     Lost,
     Piece,
     Range,
     Result,
+    Same,
     Small,
     Symlink,
     Want,
     check_name,
     checksum,
-    digest,
+    digest_of,
     failure_of,
     landing_name,
 )
+from vsockfwd_copy.options import LandOptions
+from vsockfwd_copy.patterns import Filters, is_pattern, literal, matches
+from vsockfwd_copy.removing import remove_tree
+from vsockfwd_copy.standing import Standing
 
-_OPEN_TEMPORARY = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-# --- files that are not there yet ----------------------------------------------------------------------------------
-
-
-class _Temporary:
-    """A file under a name of its own, beside the place that it will take once it is complete."""
-
-    def __init__(self, directories: OpenDirectories, directory: Directory) -> None:
-        self._directories = directories
-        self._directory = directory
-        self._name = b".vsockfwd." + secrets.token_hex(6).encode()
-        self._fd = os.open(self._name, _OPEN_TEMPORARY, 0o600, dir_fd=directories.fd(directory))
-
-    def write(self, data: bytes | memoryview, offset: int) -> None:
-        """Write all of it. Raises OSError."""
-        written = os.pwrite(self._fd, data, offset)
-        while written < len(data):
-            data, offset = memoryview(data)[written:], offset + written
-            written = os.pwrite(self._fd, data, offset)
-
-    def keep(self, entry: Small | Large, name: bytes, size: int) -> None:
-        """Make it what was announced, in its place. Raises OSError, and then it has to be discarded."""
-        if isinstance(entry, Large):
-            os.ftruncate(self._fd, size)  # a hole at the end was not written
-        os.fchmod(self._fd, entry.mode)
-        os.utime(self._fd, ns=(time.time_ns(), entry.mtime))
-        fd, self._fd = self._fd, -1
-        os.close(fd)
-        there = self._directories.fd(self._directory)
-        os.rename(self._name, name, src_dir_fd=there, dst_dir_fd=there)
-
-    def discard(self) -> None:
-        """Leave nothing behind, as far as that is possible."""
-        # Whatever fails here, the reason why it is discarded matters more.
-        with contextlib.suppress(OSError):
-            if self._fd >= 0:
-                os.close(self._fd)
-        with contextlib.suppress(OSError):
-            os.unlink(self._name, dir_fd=self._directories.fd(self._directory))
-
+LINKS_LIMIT = 1 << 20
+"""Files of several names that a sender may make a receiver remember."""
 
 # --- what arrives --------------------------------------------------------------------------------------------------
 
@@ -103,7 +79,7 @@ class _Temporary:
 class _Arrived(Directory):
     """A directory of the destination, made or found, until everything in it has been answered."""
 
-    __slots__ = ("entry", "failure", "fresh", "left", "number", "waiting")
+    __slots__ = ("announced", "entry", "failure", "fresh", "left", "number", "virtual", "waiting", "wanted")
 
     parent: _Arrived | None
 
@@ -117,12 +93,27 @@ class _Arrived(Directory):
         self.left = False
         self.fresh = False
         """Whether it was made here, so that nothing but ours stands in it."""
+        self.virtual = False
+        """Whether it would only be made."""
         self.failure: Failure | None = None
+        self.announced: set[bytes] | None = None
+        """The names that came, where others are to be removed."""
+        self.wanted: Wanted | None = None
+        """What in it was asked for; None: all of it."""
 
     def check(self) -> None:
         """Raise, for what should be in it, that it is not there; for the same reason."""
         if self.failure is not None:
             raise from_code(self.failure.code, "its directory could not be made")
+
+    def path_of(self, name: bytes) -> bytes:
+        """The path of something inside, from the top."""
+        parts = [name]
+        at: _Arrived | None = self
+        while at is not None and at.parent is not None:
+            parts.append(at.name)
+            at = at.parent
+        return b"/".join(reversed([part for part in parts if part]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,23 +132,23 @@ class _Spot:
 
 @dataclass(slots=True)
 class _Incoming:
-    """The Large file whose data is coming. `temporary` is None once it has been answered."""
+    """A file whose data is to come, or comes. `arriving` is None before there is any, and once it is answered."""
 
     spot: _Spot
-    entry: Large
-    temporary: _Temporary | None = None
+    entry: Large | Flow
+    old: os.stat_result | None
+    digest: FileDigest
+    part: Part | None = None
+    """What an earlier copy has left of it."""
+    standing: Standing | None = None
+    """What it is compared with."""
+    arriving: Arriving | None = None
     position: int = 0
-    digest: FileDigest = field(default_factory=FileDigest)
+    answered: bool = False
 
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one entry, for the account. `size` is in bytes."""
-
-    title: bytes
-    size: int = 0
-    is_file: bool = True
-    failure: Failure | None = None
+    @property
+    def size(self) -> int | None:
+        return self.entry.size if isinstance(self.entry, Large) else None
 
 
 @dataclass(slots=True)
@@ -165,48 +156,93 @@ class Answers:
     """What has come of the frames taken in since they were asked for last."""
 
     wants: list[Want] = field(default_factory=list)
+    blocks: list[Blocks] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
+    removed: list[tuple[bytes, Failure | None]] = field(default_factory=list)
+    carried: int = 0
+    """Bytes of content that came."""
     moved: int = 0
     """Bytes written, holes included."""
     announced: int = 0
     """Files."""
     announced_bytes: int = 0
+    at_work: tuple[int, bytes, int, int] | None = None
+    """Number, title, position and size of the large file at work."""
 
 
 class Landing:
     """One sender's entries and data on their way into a place."""
 
-    def __init__(self, place: Place, count: int, sources: Sequence[bytes] | None = None) -> None:
-        """`count` sources will come; where this side asked for them, `sources` tells which, and nothing else may."""
+    def __init__(
+        self,
+        place: Place,
+        options: LandOptions,
+        count: int,
+        sources: Sequence[bytes] | None = None,
+        *,
+        glob: bool = False,
+        wanted: Wanted | None = None,
+    ) -> None:
+        """`count` sources will come, 0: as many as will.
+
+        Where this side asked for them, `sources` tells which, and nothing else may come. `glob`: a source that is a
+        pattern stands for all that fits it. `wanted`: what below the first was asked for.
+        Raises BadRequest for options that cannot be met.
+        """
+        FileDigest(options.algorithm)
         self._place = place
+        self._options = options
         self._count = count
         self._sources = sources
+        self._glob = glob
+        self._wanted = wanted
+        self._writer = Writer(options)
+        self._filters = Filters(options.exclude, options.include)
         self._directories = OpenDirectories()
         self._stack = [_Arrived(None, b"", b"", 0, None)]
         self._directories.pin(self._stack[0], place.fd)
+        self._tops: set[bytes] = set()
+        """Names at the top that came, where there are several."""
         self._announced = 0
-        """Entries at the top, one for each source."""
+        """Sources that came, in order."""
         self._next = 1
-        self._pending: dict[int, tuple[_Spot, Large]] = {}
+        self._pending: dict[int, _Incoming] = {}
         self._current: _Incoming | None = None
+        self._comparing: deque[tuple[_Incoming, Iterator[list[Blocks]]]] = deque()
+        self._links: dict[int, tuple[_Arrived, bytes] | None] = {}
+        """Files that get more names: where they are, or None while they are on their way."""
+        self._links_waiting: dict[int, list[_Spot]] = {}
+        self._reserved = 0
+        """Bytes that files on their way will take."""
         self._answers = Answers()
 
     def close(self) -> None:
-        """Let go of what is open; a file that is not complete leaves nothing behind."""
-        if self._current is not None and self._current.temporary is not None:
-            self._current.temporary.discard()
-            self._current = None
+        """Let go of what is open; a file that is not complete leaves nothing behind but what can be resumed."""
+        for incoming in (*self._pending.values(), *([self._current] if self._current else [])):
+            if incoming.standing is not None:
+                incoming.standing.close()
+            arriving = incoming.arriving or incoming.part
+            if arriving is not None and not incoming.answered:
+                arriving.abandon()
+        self._pending.clear()
+        self._current = None
         self._directories.close()
 
     def take_answers(self) -> Answers:
         """What there is to tell since the last time."""
         answers, self._answers = self._answers, Answers()
+        current = self._current
+        if current is not None and not current.answered and isinstance(current.entry, Large):
+            spot = current.spot
+            answers.at_work = (spot.number, spot.title, current.position, current.entry.size)
         return answers
 
     def finish(self) -> None:
         """The sender says that it is complete. Raises PeerBrokeProtocol where it is not."""
-        if self._current or self._pending or len(self._stack) > 1 or self._announced != self._count:
+        left = self._sources[self._announced :] if self._sources is not None and self._glob else ()
+        complete = self._announced == self._count or not self._count or (left and all(map(is_pattern, left)))
+        if self._current or self._pending or len(self._stack) > 1 or not complete:
             raise PeerBrokeProtocol("the sender ended before all that it had to send")
 
     # --- announcements
@@ -221,8 +257,10 @@ class Landing:
             else:
                 self._take_in(entry)
 
-    def _take_in(self, entry: Enter | Small | Large | Symlink | Lost) -> None:
+    def _take_in(self, entry: Enter | Small | Large | Symlink | Lost | HardLink | Flow) -> None:
         spot = self._spot_for(entry)
+        if spot.directory.announced is not None:
+            spot.directory.announced.add(spot.name)
         if isinstance(entry, Enter):
             self._enter(spot, entry)
             return
@@ -233,90 +271,322 @@ class Landing:
             self._answers.outcomes.append(Outcome(spot.title, failure=entry.failure))
             return
         try:
-            self._check_room(spot)
-            match entry:
-                case Small():
-                    self._land_small(spot, entry)
-                case Symlink():
-                    self._land_symlink(spot, entry)
-                case Large():
-                    self._want(spot, entry)
-                    return
-            self._answers.moved += size
-            failure = None
+            done, loss = self._land(spot, entry)
         except PeerBrokeProtocol:
             raise
         except (OSError, VsockfwdError) as error:
-            failure = failure_of(error, "cannot be written")
-        self._answer(spot, Outcome(spot.title, size, True, failure))
+            self._fail(spot, size, error)
+            return
+        if done is not None:
+            self._settle_file(spot, size, done, loss, linked=isinstance(entry, Small | Large) and entry.linked)
 
-    def _spot_for(self, entry: Enter | Small | Large | Symlink | Lost) -> _Spot:
+    def _land(self, spot: _Spot, entry: Landed | Symlink | HardLink) -> tuple[Done | None, Loss]:
+        """Make an entry what it shall be, or have its data come (None). Raises OSError, VsockfwdError."""
+        if isinstance(entry, HardLink):
+            return self._land_link(spot, entry)
+        old = self._clear(spot)
+        if old is not None and self._options.no_clobber:
+            return Done.KEPT, Loss(0)
+        done = Done.NEW if old is None else Done.REPLACED
+        if old is not None and isinstance(entry, Symlink) and self._same_symlink(spot, entry, old):
+            return Done.SAME, Loss(0)
+        if old is not None and not isinstance(entry, Symlink) and self._unchanged(old, entry):
+            return Done.SAME, self._freshen(spot, entry)
+        if isinstance(entry, Large | Flow):
+            if self._options.dry_run and not self._compares(entry, old):
+                return done, Loss(0)
+            self._want(spot, entry, old)
+            return None, Loss(0)
+        if self._options.dry_run:
+            return done, Loss(0)
+        if isinstance(entry, Symlink):
+            return done, self._land_symlink(spot, entry)
+        loss = self._land_small(spot, entry, old)
+        self._answers.carried += len(entry.content)
+        self._answers.moved += len(entry.content)
+        return done, loss
+
+    def _spot_for(self, entry: Enter | Small | Large | Symlink | Lost | HardLink | Flow) -> _Spot:
         number, directory = self._next, self._stack[-1]
         self._next += 1
         if len(self._stack) > 1:
-            return _Spot(number, directory, check_name(entry.name), entry.name)
-        at = self._announced
-        self._announced += 1
-        if at >= self._count:
-            raise PeerBrokeProtocol(f"the sender announced more than {self._count} sources")
-        word = entry.name if self._sources is None else self._sources[at]
-        if self._sources is not None and entry.name != landing_name(word):
-            raise PeerBrokeProtocol(
-                f"the sender sent {printable(entry.name)!r} where {printable(word)!r} was asked for"
-            )
+            name = check_name(entry.name)
+            if directory.wanted is not None and name not in directory.wanted:
+                raise PeerBrokeProtocol(f"the sender sent {printable(name)!r}, which was not asked for")
+            return _Spot(number, directory, name, name)
+        word = self._word_of(entry)
         if self._place.name is not None:
+            if self._tops:
+                raise PeerBrokeProtocol("the sender sent several files for one name")
+            self._tops.add(b"")
             return _Spot(number, directory, self._place.name, word)
-        if entry.name or not isinstance(entry, Enter | Lost):
+        if entry.name or not isinstance(entry, Enter | Lost | Flow):
             check_name(entry.name)
         return _Spot(number, directory, entry.name, word)
 
-    def _check_room(self, spot: _Spot) -> None:
-        """Raise where a file cannot take its place. What is replaced is a file or a symlink, never anything else."""
-        spot.directory.check()
-        if spot.directory.parent is None and self._place.only_directory:
-            raise CannotCreate("is no directory, as the slash at the destination's end has it")
-        if spot.directory.fresh:
-            return
-        try:
-            mode = os.stat(spot.name, dir_fd=self._directories.fd(spot.directory), follow_symlinks=False).st_mode
-        except FileNotFoundError:
-            return
-        if stat.S_ISDIR(mode):
-            raise CannotCreate("a directory stands in its place")
-        if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
-            raise CannotCreate("what stands in its place is no file, and is not replaced")
+    def _word_of(self, entry: Enter | Small | Large | Symlink | Lost | HardLink | Flow) -> bytes:
+        """What a person calls an entry at the top: the sources, one each and in order. Raises PeerBrokeProtocol."""
+        if self._sources is None:
+            self._announced += 1
+            if self._count and self._announced > self._count:
+                raise PeerBrokeProtocol(f"the sender announced more than {self._count} sources")
+            return entry.name
+        if self._wanted is not None:
+            self._announced += 1
+            if self._announced > 1 or entry.name or not isinstance(entry, Enter | Lost):
+                raise PeerBrokeProtocol(f"the sender sent {printable(entry.name)!r}, which was not asked for")
+            self._announced = self._count
+            return self._sources[0]
+        while self._announced < self._count:
+            source = self._sources[self._announced]
+            expected = landing_name(source)
+            several = self._glob and is_pattern(source)
+            if not several or entry.name in (expected, literal(expected)) or isinstance(entry, Lost):
+                if not several and entry.name != expected:
+                    break
+                self._announced += 1
+                return source
+            if matches(expected, entry.name):
+                return entry.name  # there may be more of them
+            self._announced += 1
+        if self._announced >= self._count:
+            raise PeerBrokeProtocol(f"the sender announced more than {self._count} sources")
+        asked = printable(self._sources[self._announced])
+        raise PeerBrokeProtocol(f"the sender sent {printable(entry.name)!r} where {asked!r} was asked for")
 
-    def _land_small(self, spot: _Spot, entry: Small) -> None:
-        if digest(entry.content) != entry.digest:
-            raise VerificationFailed("was damaged on the way")
-        temporary = _Temporary(self._directories, spot.directory)
+    # --- what stands there
+
+    def _clear(self, spot: _Spot) -> os.stat_result | None:
+        """What stands in a file's place and may be replaced: a file or a symlink. Raises where the file cannot go."""
+        spot.directory.check()
+        top = spot.directory.parent is None
+        if top and self._place.only_directory:
+            raise CannotCreate("is no directory, as the slash at the destination's end has it")
+        if top and not spot.name:
+            raise CannotCreate("what comes from stdin has no name: write the file's name, not a directory's")
+        if top:
+            self._claim(spot.name)
+        if spot.directory.virtual or spot.directory.fresh:
+            return None
+        there = self._directories.fd(spot.directory)
         try:
-            temporary.write(entry.content, 0)
-            temporary.keep(entry, spot.name, len(entry.content))
+            found = os.stat(spot.name, dir_fd=there, follow_symlinks=False)
+        except FileNotFoundError:
+            found = None
+        if found is not None and stat.S_ISDIR(found.st_mode):
+            if not self._options.delete:
+                raise CannotCreate("a directory stands in its place")
+            self._remove(spot.directory, spot.name, there)
+            found = None
+        if found is not None and not stat.S_ISREG(found.st_mode) and not stat.S_ISLNK(found.st_mode):
+            raise CannotCreate("what stands in its place is no file, and is not replaced")
+        if not self._options.resume and not self._options.dry_run:
+            remove_part(spot.name, dir_fd=there)
+        return found
+
+    def _claim(self, name: bytes) -> None:
+        """Each name at the top is for one source. Raises CannotCreate."""
+        if name in self._tops and self._place.name is None:
+            raise CannotCreate("another source of that name came already")
+        if self._count != 1 or self._glob:
+            self._tops.add(name)
+
+    def _unchanged(self, old: os.stat_result, entry: Landed) -> bool:
+        """Whether what stands there need not be looked at to know that it is what comes."""
+        if isinstance(entry, Flow) or not stat.S_ISREG(old.st_mode):
+            return False
+        size = entry.size if isinstance(entry, Large) else len(entry.content)
+        if old.st_size != size:
+            return False
+        if self._options.update and old.st_mtime_ns == entry.mtime:
+            return True
+        return self._options.checksum and not size
+
+    def _same_symlink(self, spot: _Spot, entry: Symlink, old: os.stat_result) -> bool:
+        """Whether the same symlink stands there, as far as that is asked."""
+        asked = self._options.checksum or (self._options.update and old.st_mtime_ns == entry.mtime)
+        if not asked or not stat.S_ISLNK(old.st_mode):
+            return False
+        return os.readlink(spot.name, dir_fd=self._directories.fd(spot.directory)) == entry.target
+
+    def _compares(self, entry: Large | Flow, old: os.stat_result | None) -> bool:
+        """Whether a file is compared with what stands in its place."""
+        if old is None or not stat.S_ISREG(old.st_mode) or not old.st_size or isinstance(entry, Flow):
+            return False
+        return self._options.delta or (self._options.checksum and old.st_size == entry.size)
+
+    def _freshen(self, spot: _Spot, entry: Landed) -> Loss:
+        """Permissions, owner, attributes and times for what has the content already. Raises OSError."""
+        if self._options.dry_run:
+            return Loss(0)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        there = self._directories.fd(spot.directory)
+        if self._writer.plain:
+            found = os.stat(spot.name, dir_fd=there, follow_symlinks=False)
+            mode_fits = not self._options.perms or found.st_mode & 0o777 == entry.mode & 0o777
+            if mode_fits and (not self._options.times or found.st_mtime_ns == entry.mtime):
+                return Loss(0)
+        fd = os.open(spot.name, flags, dir_fd=there)
+        try:
+            extra = entry.extra if isinstance(entry, Small | Large) else None
+            loss = self._writer.dress(fd, entry.mode if self._options.perms else None, extra)
+            if self._options.times:
+                os.utime(fd, ns=(time.time_ns(), entry.mtime))
+            return loss
+        finally:
+            os.close(fd)
+
+    # --- files
+
+    def _shape(self, entry: Landed, old: os.stat_result | None) -> Shape:
+        size = entry.size if isinstance(entry, Large) else len(entry.content) if isinstance(entry, Small) else None
+        mode: int | None = entry.mode
+        if not self._options.perms:
+            mode = old.st_mode & 0o777 if old is not None and stat.S_ISREG(old.st_mode) else None
+        extra = entry.extra if isinstance(entry, Small | Large) else None
+        return Shape(size, mode, entry.mtime, extra)
+
+    def _arriving(self, spot: _Spot, shape: Shape) -> Arriving:
+        mode = 0o666 if shape.mode is None else shape.mode & 0o777
+        if not self._writer.plain:
+            mode = 0o600  # nobody else reads it before it is its owner's
+        return Arriving(self._directories, spot.directory, spot.name, self._options, mode)
+
+    def _land_small(self, spot: _Spot, entry: Small, old: os.stat_result | None) -> Loss:
+        if digest_of(entry.content, self._options.algorithm) != entry.digest:
+            raise VerificationFailed("was damaged on the way")
+        shape = self._shape(entry, old)
+        arriving = self._arriving(spot, shape)
+        try:
+            arriving.write(entry.content, 0)
+            return arriving.keep(shape, self._writer, replaces=old is not None)
         except BaseException:
-            temporary.discard()
+            arriving.discard()
             raise
 
-    def _land_symlink(self, spot: _Spot, entry: Symlink) -> None:
+    def _land_symlink(self, spot: _Spot, entry: Symlink) -> Loss:
         if b"\0" in entry.target:
             raise PeerBrokeProtocol("the sender sent a symlink whose target holds a NUL")
         there = self._directories.fd(spot.directory)
-        temporary = b".vsockfwd." + secrets.token_hex(6).encode()
+        temporary = temporary_name()
         os.symlink(entry.target, temporary, dir_fd=there)
         try:
-            os.utime(temporary, ns=(time.time_ns(), entry.mtime), dir_fd=there, follow_symlinks=False)
+            loss = self._writer.dress_symlink(temporary, entry.extra, dir_fd=there)
+            if self._options.times:
+                os.utime(temporary, ns=(time.time_ns(), entry.mtime), dir_fd=there, follow_symlinks=False)
             os.rename(temporary, spot.name, src_dir_fd=there, dst_dir_fd=there)
         except BaseException:
             with contextlib.suppress(OSError):  # the reason for it matters more
                 os.unlink(temporary, dir_fd=there)
             raise
+        return loss
 
-    def _want(self, spot: _Spot, entry: Large) -> None:
+    def _land_link(self, spot: _Spot, entry: HardLink) -> tuple[Done | None, Loss]:
+        if entry.file not in self._links:
+            raise PeerBrokeProtocol(f"the sender sent another name for file {entry.file}, which has one only")
+        target = self._links[entry.file]
+        if target is None:
+            waiting = self._links_waiting.setdefault(entry.file, [])
+            waiting.append(spot)
+            spot.directory.waiting += 1
+            return None, Loss(0)
+        return self._link(spot, target), Loss(0)
+
+    def _link(self, spot: _Spot, target: tuple[_Arrived, bytes]) -> Done:
+        """Give a file that has landed another name. Raises OSError, VsockfwdError."""
+        old = self._clear(spot)
+        if old is not None and self._options.no_clobber:
+            return Done.KEPT
+        directory, name = target
+        if self._options.dry_run:
+            return Done.NEW if old is None else Done.REPLACED
+        # Each descriptor is good until the next is asked for.
+        source = os.dup(self._directories.fd(directory))
+        try:
+            there = self._directories.fd(spot.directory)
+            if old is not None:
+                found = os.stat(name, dir_fd=source, follow_symlinks=False)
+                if (found.st_dev, found.st_ino) == (old.st_dev, old.st_ino):
+                    return Done.SAME
+                temporary = temporary_name()
+                os.link(name, temporary, src_dir_fd=source, dst_dir_fd=there, follow_symlinks=False)
+                os.rename(temporary, spot.name, src_dir_fd=there, dst_dir_fd=there)
+                return Done.REPLACED
+            os.link(name, spot.name, src_dir_fd=source, dst_dir_fd=there, follow_symlinks=False)
+            return Done.NEW
+        finally:
+            os.close(source)
+
+    def _want(self, spot: _Spot, entry: Large | Flow, old: os.stat_result | None) -> None:
         if len(self._pending) >= 2 * WINDOW:
             raise PeerBrokeProtocol(f"the sender left {len(self._pending)} files without their data")
-        self._pending[spot.number] = (spot, entry)
+        incoming = _Incoming(spot, entry, old, FileDigest(self._options.algorithm))
+        if isinstance(entry, Flow):
+            self._answers.wants.append(Want(spot.number, []))
+        else:
+            position = self._take_up(incoming, entry)
+            try:
+                compared = not incoming.part and self._compares(entry, old)
+                if compared:
+                    there = self._directories.fd(spot.directory)
+                    incoming.standing = Standing(spot.name, dir_fd=there)
+                    self._comparing.append((incoming, incoming.standing.told(spot.number, entry.size)))
+                elif not self._options.inplace:
+                    self._check_room(spot, entry, position)
+            except BaseException:
+                if incoming.part is not None:
+                    incoming.part.abandon()
+                raise
+            ranges = [Range(position, entry.size - position)] if position < entry.size else []
+            if incoming.part is not None and not ranges:
+                self._complete_part(incoming, entry, incoming.part)
+                return
+            self._answers.wants.append(Want(spot.number, ranges, compared))
+        if isinstance(entry, Large) and entry.linked:
+            self._remember(spot.number, None)
+        self._pending[spot.number] = incoming
         spot.directory.waiting += 1
-        self._answers.wants.append(Want(spot.number, [Range(0, entry.size)]))
+
+    def _take_up(self, incoming: _Incoming, entry: Large) -> int:
+        """Where to go on with a file that an earlier copy left half done. Raises OSError, CannotCreate."""
+        if not self._options.resume or self._options.inplace or self._options.dry_run or not entry.stamp:
+            return 0
+        spot = incoming.spot
+        part = Part(self._directories, spot.directory, spot.name, self._options, entry.stamp, entry.size)
+        incoming.part = part
+        if part.position:
+            self._answers.moved += part.position
+        return part.position
+
+    def _check_room(self, spot: _Spot, entry: Large, position: int) -> None:
+        """Raise NoSpace where it is plain before the first byte that a file will not fit."""
+        if spot.directory.virtual:
+            return
+        found = os.fstatvfs(self._directories.fd(spot.directory))
+        free = (found.f_bfree if os.geteuid() == 0 else found.f_bavail) * found.f_frsize
+        needed = max(entry.allocated - position, 0)
+        if needed > free - self._reserved:
+            raise NoSpace(f"needs {needed} bytes where {max(free - self._reserved, 0)} are free")
+        self._reserved += needed
+
+    # --- what was done
+
+    def _settle_file(self, spot: _Spot, size: int, done: Done, loss: Loss, *, linked: bool) -> None:
+        if linked:
+            self._remember(spot.number, (spot.directory, spot.name))
+        self._answer(spot, Outcome(spot.title, size, True, None, done, loss))
+
+    def _fail(self, spot: _Spot, size: int, error: OSError | VsockfwdError) -> None:
+        self._answer(spot, Outcome(spot.title, size, True, failure_of(error, "cannot be written")))
+
+    def _remember(self, number: int, where: tuple[_Arrived, bytes] | None) -> None:
+        if len(self._links) >= LINKS_LIMIT:
+            raise PeerBrokeProtocol(f"the sender announced more than {LINKS_LIMIT} files of several names")
+        self._links[number] = where
+
+    def _answer(self, spot: _Spot, outcome: Outcome) -> None:
+        self._answers.results.append(Result(spot.number, outcome.failure, outcome.done, int(outcome.lost)))
+        self._answers.outcomes.append(outcome)
 
     # --- directories
 
@@ -324,6 +594,10 @@ class Landing:
         if len(self._stack) > DEPTH_LIMIT:
             raise PeerBrokeProtocol(f"the sender put more than {DEPTH_LIMIT} directories into each other")
         arrived = _Arrived(spot.directory, spot.name, spot.word, spot.number, entry if spot.name else None)
+        if len(self._stack) == 1:
+            arrived.wanted = self._wanted
+        elif spot.directory.wanted is not None:
+            arrived.wanted = spot.directory.wanted[spot.name]
         if spot.name:
             try:
                 self._make(arrived, spot.directory)
@@ -331,16 +605,30 @@ class Landing:
                 arrived.failure = failure_of(error, "cannot be made")
         else:
             self._directories.pin(arrived, self._place.fd)
+        if self._options.delete and not arrived.fresh and not arrived.virtual:
+            arrived.announced = set()
         spot.directory.waiting += 1
         self._stack.append(arrived)
 
     def _make(self, arrived: _Arrived, parent: _Arrived) -> None:
         parent.check()
+        if parent.parent is None:
+            self._claim(arrived.name)
+        if self._options.dry_run:
+            self._would_make(arrived, parent)
+            return
+        there = self._directories.fd(parent)
         try:
-            os.mkdir(arrived.name, 0o700, dir_fd=self._directories.fd(parent))
+            os.mkdir(arrived.name, 0o700, dir_fd=there)
             arrived.fresh = True
         except FileExistsError:
-            pass  # then it is one to add to, or it cannot be opened as a directory
+            if self._options.delete and not stat.S_ISDIR(
+                os.stat(arrived.name, dir_fd=there, follow_symlinks=False).st_mode
+            ):
+                self._remove(parent, arrived.name, there)
+                os.mkdir(arrived.name, 0o700, dir_fd=there)
+                arrived.fresh = True
+            # else it is one to add to, or it cannot be opened as a directory
         try:
             self._directories.fd(arrived)
         except OSError as error:
@@ -348,11 +636,29 @@ class Landing:
                 raise CannotCreate("something else than a directory stands in its place") from None
             raise
 
+    def _would_make(self, arrived: _Arrived, parent: _Arrived) -> None:
+        if parent.virtual:
+            arrived.virtual = True
+            return
+        try:
+            found = os.stat(arrived.name, dir_fd=self._directories.fd(parent), follow_symlinks=False)
+        except FileNotFoundError:
+            arrived.virtual = True
+            return
+        if not stat.S_ISDIR(found.st_mode):
+            if not self._options.delete:
+                raise CannotCreate("something else than a directory stands in its place")
+            self._tell_removed(parent.path_of(arrived.name), None)
+            arrived.virtual = True
+
     def _leave(self) -> None:
         if len(self._stack) == 1:
             raise PeerBrokeProtocol("the sender left a directory that it had not entered")
         left = self._stack.pop()
         left.left = True
+        if left.announced is not None and left.failure is None:
+            self._remove_others(left, left.announced)
+            left.announced = None
         self._settle(left)
 
     def _settle(self, directory: _Arrived) -> None:
@@ -364,26 +670,103 @@ class Landing:
             at = at.parent
 
     def _complete(self, arrived: _Arrived) -> None:
-        if arrived.failure is None and arrived.entry is not None:
+        loss = Loss(0)
+        if arrived.failure is None and arrived.entry is not None and not arrived.virtual and not self._options.dry_run:
             try:
-                fd = self._directories.fd(arrived)
-                os.utime(fd, ns=(time.time_ns(), arrived.entry.mtime))
-                os.fchmod(fd, arrived.entry.mode)
+                loss = self._dress_directory(arrived, arrived.entry)
             except OSError as error:
                 arrived.failure = failure_of(error, "its mode and time cannot be set")
         self._directories.forget(arrived)
-        self._answers.results.append(Result(arrived.number, arrived.failure))
+        done = Done.NEW if arrived.fresh or arrived.virtual else Done.SAME
+        self._answers.results.append(Result(arrived.number, arrived.failure, done, int(loss)))
         assert arrived.parent is not None
-        self._answers.outcomes.append(Outcome(arrived.parent.title_of(arrived.word), 0, False, arrived.failure))
+        title = arrived.parent.title_of(arrived.word)
+        self._answers.outcomes.append(Outcome(title, 0, False, arrived.failure, done, loss))
+
+    def _dress_directory(self, arrived: _Arrived, entry: Enter) -> Loss:
+        fd = self._directories.fd(arrived)
+        loss = Loss(0)
+        mode: int | None = entry.mode
+        if not self._options.perms:
+            mode = 0o777 & ~umask() if arrived.fresh else None
+        if not self._writer.plain:
+            loss = self._writer.dress(fd, mode, entry.extra)
+        elif mode is not None:
+            os.fchmod(fd, mode & 0o777)
+        if self._options.times:
+            os.utime(fd, ns=(time.time_ns(), entry.mtime))
+        if self._options.fsync:
+            os.fsync(fd)
+        return loss
+
+    # --- what the sender does not have
+
+    def _remove_others(self, directory: _Arrived, announced: set[bytes]) -> None:
+        """Remove what stands in a directory and did not come, but for what the filters leave out."""
+        try:
+            there = self._directories.fd(directory)
+            with os.scandir(there) as found:
+                names = sorted((os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in found)
+        except OSError as error:
+            self._tell_removed(directory.path_of(b""), failure_of(error, "what is in it cannot be listed"))
+            return
+        for name, is_directory in names:
+            if name in announced or (name.startswith(PREFIX) and name.endswith((b".part", b".journal"))):
+                continue
+            if self._filters and self._filters.leaves_out(self._below_source(directory, name), is_directory):
+                continue
+            self._remove(directory, name, self._directories.fd(directory))
+
+    def _below_source(self, directory: _Arrived, name: bytes) -> bytes:
+        """The path of something as filters see it: from its source down."""
+        path = directory.path_of(name)
+        source = self._stack[1] if len(self._stack) > 1 else directory
+        return path.partition(b"/")[2] if source.name else path
+
+    def _remove(self, directory: _Arrived, name: bytes, there: int) -> None:
+        above = directory.path_of(b"")
+        prefix = above + b"/" if above else b""
+        try:
+            dry_run = self._options.dry_run
+            remove_tree(name, there, lambda path: self._tell_removed(prefix + path, None), dry_run=dry_run)
+        except (OSError, VsockfwdError) as error:
+            self._tell_removed(prefix + name, failure_of(error, "cannot be removed"))
+
+    def _tell_removed(self, path: bytes, failure: Failure | None) -> None:
+        self._answers.removed.append((path[-4095:], failure))
+
+    # --- comparing
+
+    @property
+    def comparing(self) -> bool:
+        """Whether there is more to be told of what stands there."""
+        return bool(self._comparing)
+
+    def compare_some(self) -> None:
+        """Tell a slice more. A file that cannot be read is sent whole, so nothing fails here."""
+        incoming, slices = self._comparing[0]
+        if incoming.answered:
+            self._comparing.popleft()
+            return
+        try:
+            self._answers.blocks += next(slices)
+        except StopIteration:
+            self._comparing.popleft()
+        except OSError:
+            assert isinstance(incoming.entry, Large)
+            self._answers.blocks.append(Blocks(incoming.spot.number, incoming.entry.size, b""))
+            self._comparing.popleft()
 
     # --- data
 
-    def receive(self, piece: Chunk | Hole | Finish | GiveUp, data: memoryview) -> None:
+    def receive(self, piece: Piece, data: memoryview) -> None:
         """Take in a piece of the file whose turn it is. Raises PeerBrokeProtocol."""
         incoming = self._turn_of(piece.file)
-        if incoming.temporary is not None:
+        if not incoming.answered:
             try:
-                self._receive(incoming, incoming.temporary, piece, data)
+                self._receive(incoming, piece, data)
+            except PeerBrokeProtocol:
+                raise
             except (OSError, VsockfwdError) as error:
                 self._drop(incoming, failure_of(error, "cannot be written"))
         if isinstance(piece, Finish | GiveUp):
@@ -394,52 +777,131 @@ class Landing:
             return self._current
         if self._current is not None or number not in self._pending:
             raise PeerBrokeProtocol(f"the sender sent data of file {number}, whose turn it is not")
-        self._current = incoming = _Incoming(*self._pending.pop(number))
-        try:
-            incoming.temporary = _Temporary(self._directories, incoming.spot.directory)
-        except OSError as error:
-            self._drop(incoming, failure_of(error, "cannot be written"))
+        self._current = incoming = self._pending.pop(number)
+        if incoming.part is not None:
+            incoming.arriving, incoming.position = incoming.part, incoming.part.position
         return incoming
 
-    def _receive(self, incoming: _Incoming, temporary: _Temporary, piece: Piece, data: memoryview) -> None:
+    def _receive(self, incoming: _Incoming, piece: Piece, data: memoryview) -> None:
         match piece:
             case Chunk():
                 if checksum(data) != piece.checksum:
                     raise VerificationFailed("was damaged on the way")
+                arriving = self._ready(incoming)
+                if arriving is None:
+                    return
                 self._advance(incoming, piece)
-                temporary.write(data, piece.offset)
+                arriving.write(data, piece.offset)
+                self._answers.carried += len(data)
                 incoming.digest.update(data)
+                arriving.note(incoming.position, piece.checksum)
             case Hole():
+                arriving = self._ready(incoming)
+                if arriving is None:
+                    return
                 self._advance(incoming, piece)
+                arriving.hole(piece.offset, piece.length)
                 incoming.digest.skip(piece.offset, piece.length)
+                arriving.note(incoming.position, 0)
+            case Same():
+                self._same(incoming, piece)
             case Finish():
-                if incoming.position != incoming.entry.size:
-                    raise DataError(f"ended after {incoming.position} of {incoming.entry.size} bytes")
-                if incoming.digest.digest() != piece.digest:
-                    raise VerificationFailed("is not what was read at its source")
-                temporary.keep(incoming.entry, incoming.spot.name, incoming.entry.size)
-                self._land(incoming, None)
+                self._finish_file(incoming, piece)
             case GiveUp():
                 self._drop(incoming, piece.failure)
 
-    def _advance(self, incoming: _Incoming, piece: Chunk | Hole) -> None:
-        if piece.offset != incoming.position or piece.length > incoming.entry.size - piece.offset:
+    def _ready(self, incoming: _Incoming) -> Arriving | None:
+        """The file that data goes to, made with the first of it; None where nothing more of it is needed."""
+        if incoming.arriving is None:
+            if self._options.dry_run:
+                self._settle_incoming(incoming, Done.REPLACED, Loss(0))
+                return None
+            incoming.arriving = self._arriving(incoming.spot, self._shape(incoming.entry, incoming.old))
+            if incoming.standing is not None:
+                incoming.arriving.start_from(incoming.standing, incoming.position)
+        return incoming.arriving
+
+    def _same(self, incoming: _Incoming, piece: Same) -> None:
+        if incoming.standing is None:
+            raise PeerBrokeProtocol(f"the sender took from what stands in file {piece.file}'s place, unasked")
+        for digests in incoming.standing.digests(piece.offset, piece.length):
+            for at in range(0, len(digests), 16):
+                incoming.digest.update(digests[at : at + 16])
+        self._advance(incoming, piece)
+        if incoming.arriving is not None:
+            incoming.arriving.take(incoming.standing, piece.offset, piece.length)
+
+    def _finish_file(self, incoming: _Incoming, piece: Finish) -> None:
+        if incoming.size is not None and incoming.position != incoming.size:
+            raise DataError(f"ended after {incoming.position} of {incoming.size} bytes")
+        if incoming.digest.digest() != piece.digest:
+            raise VerificationFailed("is not what was read at its source")
+        if incoming.standing is not None and not self._options.inplace:
+            incoming.standing.check()
+        old = incoming.old
+        if incoming.arriving is None and incoming.standing is not None:
+            if old is not None and incoming.size == old.st_size:
+                self._settle_incoming(incoming, Done.SAME, self._freshen(incoming.spot, incoming.entry))
+                return
+            if self._ready(incoming) is None:  # it got shorter
+                return
+        arriving = self._ready(incoming)
+        if arriving is None:
+            return
+        loss = arriving.keep(self._shape(incoming.entry, old), self._writer, replaces=old is not None)
+        self._settle_incoming(incoming, Done.NEW if old is None else Done.REPLACED, loss)
+
+    def _complete_part(self, incoming: _Incoming, entry: Large, part: Part) -> None:
+        """All of a file was there already, but for its name."""
+        old = incoming.old
+        try:
+            loss = part.keep(self._shape(entry, old), self._writer, replaces=old is not None)
+        except BaseException:
+            part.discard()
+            raise
+        done = Done.NEW if old is None else Done.REPLACED
+        self._settle_file(incoming.spot, entry.size, done, loss, linked=entry.linked)
+
+    def _advance(self, incoming: _Incoming, piece: Chunk | Hole | Same) -> None:
+        if piece.offset != incoming.position or (
+            incoming.size is not None and piece.length > incoming.size - piece.offset
+        ):
             raise DataError("came in pieces that do not fit its size")
         incoming.position += piece.length
         self._answers.moved += piece.length
 
     def _drop(self, incoming: _Incoming, failure: Failure) -> None:
-        if incoming.temporary is not None:
-            incoming.temporary.discard()
-        self._land(incoming, failure)
+        if incoming.arriving is not None:
+            incoming.arriving.discard()
+        self._settle_incoming(incoming, Done.NEW, Loss(0), failure)
 
-    def _land(self, incoming: _Incoming, failure: Failure | None) -> None:
-        incoming.temporary = None
-        spot = incoming.spot
-        self._answer(spot, Outcome(spot.title, incoming.entry.size, True, failure))
+    def _settle_incoming(self, incoming: _Incoming, done: Done, loss: Loss, failure: Failure | None = None) -> None:
+        """A file's data has come, or will not: answer it, and the links that waited for it."""
+        incoming.answered = True
+        incoming.arriving = None
+        if incoming.standing is not None:
+            incoming.standing.close()
+            incoming.standing = None
+        spot, entry = incoming.spot, incoming.entry
+        size = incoming.size if incoming.size is not None else incoming.position
+        if isinstance(entry, Large):
+            self._reserved = max(self._reserved - entry.allocated, 0)
+        if isinstance(entry, Large) and entry.linked and failure is None:
+            self._links[spot.number] = (spot.directory, spot.name)
+        self._answer(spot, Outcome(spot.title, size, True, failure, done, loss))
+        self._settle_links(spot.number, failure)
         spot.directory.waiting -= 1
         self._settle(spot.directory)
 
-    def _answer(self, spot: _Spot, outcome: Outcome) -> None:
-        self._answers.results.append(Result(spot.number, outcome.failure))
-        self._answers.outcomes.append(outcome)
+    def _settle_links(self, number: int, failure: Failure | None) -> None:
+        for spot in self._links_waiting.pop(number, ()):
+            target = self._links[number]
+            try:
+                if target is None:
+                    assert failure is not None
+                    raise from_code(failure.code, "the file that it is another name of did not come")
+                self._answer(spot, Outcome(spot.title, done=self._link(spot, target)))
+            except (OSError, VsockfwdError) as error:
+                self._fail(spot, 0, error)
+            spot.directory.waiting -= 1
+            self._settle(spot.directory)

@@ -7,13 +7,15 @@ paths; paths exist only as one name inside the directory that was entered last.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import xxhash
 
-from vsockfwd.plugin import Code, PeerBrokeProtocol, VsockfwdError, from_code, from_oserror, printable
+from vsockfwd.plugin import BadRequest, Code, PeerBrokeProtocol, VsockfwdError, from_code, from_oserror, printable
+from vsockfwd_copy.options import Algorithm, LandOptions, SendOptions
 
 CHUNK_LIMIT = 1 << 20
 """The most bytes of a file that one CHUNK carries."""
@@ -30,6 +32,12 @@ FRAME_NEEDED = 1 << 19
 WINDOW = 4096
 """Files that may be announced and unanswered: what a receiver has to remember at most."""
 
+BLOCK = 1 << 17
+"""Bytes of a block by which a file is compared with what stands in its place."""
+
+XATTRS_LIMIT = 1 << 16
+"""Bytes of names and values of one file's extended attributes, ACLs among them; Linux takes no value above that."""
+
 DEPTH_LIMIT = 8192
 """Directories inside each other: an end for a tree that grows because it is being copied into itself."""
 
@@ -40,10 +48,12 @@ LARGEST = (1 << 63) - 1
 Number = Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Name = Annotated[bytes, msgspec.Meta(max_length=NAME_LIMIT)]
-Permissions = Annotated[int, msgspec.Meta(ge=0, le=0o777)]
+Permissions = Annotated[int, msgspec.Meta(ge=0, le=0o7777)]
 Nanoseconds = Annotated[int, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
-Digest = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+Digest = Annotated[bytes, msgspec.Meta(min_length=16, max_length=32)]
 Path = Annotated[bytes, msgspec.Meta(max_length=4095)]
+Id = Annotated[int, msgspec.Meta(ge=0, lt=(1 << 32) - 1)]
+AccountName = Annotated[str, msgspec.Meta(max_length=64)]
 
 
 class Kind(IntEnum):
@@ -54,33 +64,46 @@ class Kind(IntEnum):
     HOLE = 66
     FINISH = 67
     GIVE_UP = 68
+    SAME = 69
     WANT = 72
     RESULTS = 73
     PROGRESS = 74
+    BLOCKS = 75
+    REMOVED = 76
+    SEEN = 79
 
 
 # --- the request ---------------------------------------------------------------------------------------------------
 
 
 class Put(msgspec.Struct, frozen=True, tag="put", tag_field="do"):
-    """The client sends: to this destination as typed, so many sources in all, directories among them or not."""
+    """The client sends: to this destination as typed, so many sources in all; 0: as many as will come."""
 
     destination: Path
-    sources: Annotated[int, msgspec.Meta(ge=1)]
-    recursive: bool = False
+    sources: Annotated[int, msgspec.Meta(ge=0)]
+    options: LandOptions = LandOptions()
 
 
 class Get(msgspec.Struct, frozen=True, tag="get", tag_field="do"):
     """The client receives: these sources as typed."""
 
     sources: Annotated[list[Path], msgspec.Meta(min_length=1)]
+    options: SendOptions = SendOptions()
+
+
+class Look(msgspec.Struct, frozen=True, tag="look", tag_field="do"):
+    """The client asks what is there, or has something made or removed: see looking.py. The reply says it."""
+
+    what: Literal["stat", "list", "space", "make", "remove"]
+    path: Path
     recursive: bool = False
+    """Also what is above (`make`) or below (`remove`); what a symlink leads to (`stat`)."""
 
 
 class Request(msgspec.Struct, frozen=True):
     """The arguments of OPEN."""
 
-    copy: Put | Get
+    copy: Put | Get | Look
 
 
 class Resolved(msgspec.Struct, frozen=True):
@@ -108,12 +131,29 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
         return from_code(self.code, f"{name}: {printable(self.text)}", errno=self.errno)
 
 
+class Owner(msgspec.Struct, frozen=True, array_like=True):
+    """Who owns a file: the numbers, and the names that they have where it comes from, as far as they have one."""
+
+    uid: Id
+    gid: Id
+    user: AccountName = ""
+    group: AccountName = ""
+
+
+class Extra(msgspec.Struct, frozen=True, array_like=True):
+    """What is kept beside content, permissions and mtime, as far as it was asked for."""
+
+    owner: Owner | None = None
+    xattrs: list[tuple[Annotated[bytes, msgspec.Meta(max_length=255)], bytes]] = []
+
+
 class Enter(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """A directory; what follows is in it, until its Leave. An empty name at the top: the destination itself."""
 
     name: Name
     mode: Permissions
     mtime: Nanoseconds
+    extra: Extra | None = None
 
 
 class Leave(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -121,22 +161,31 @@ class Leave(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 class Small(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """A file with its content and the digest of it."""
+    """A file with its content and the digest of it. `linked`: a HardLink to it may come later."""
 
     name: Name
     mode: Permissions
     mtime: Nanoseconds
     content: Annotated[bytes, msgspec.Meta(max_length=SMALL_LIMIT)]
     digest: Digest
+    linked: bool = False
+    extra: Extra | None = None
 
 
 class Large(msgspec.Struct, frozen=True, array_like=True, tag=4):
-    """A file whose data goes out when the receiver has said which bytes it wants."""
+    """A file whose data goes out when the receiver has said which bytes it wants.
+
+    `allocated` is what its data takes without the holes; `stamp` is the same as long as the file was not touched.
+    """
 
     name: Name
     mode: Permissions
     mtime: Nanoseconds
     size: Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
+    linked: bool = False
+    extra: Extra | None = None
+    allocated: Size = 0
+    stamp: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
 
 
 class Symlink(msgspec.Struct, frozen=True, array_like=True, tag=5):
@@ -145,6 +194,22 @@ class Symlink(msgspec.Struct, frozen=True, array_like=True, tag=5):
     name: Name
     mtime: Nanoseconds
     target: Annotated[bytes, msgspec.Meta(min_length=1, max_length=4095)]
+    extra: Extra | None = None
+
+
+class HardLink(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """Another name for the file of that number, which said that it was `linked`."""
+
+    name: Name
+    file: Number
+
+
+class Flow(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """A file whose size nobody knows before its end, such as a pipe's content."""
+
+    name: Name
+    mode: Permissions
+    mtime: Nanoseconds
 
 
 class Lost(msgspec.Struct, frozen=True, array_like=True, tag=6):
@@ -154,7 +219,10 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag=6):
     failure: Failure
 
 
-Entry = Enter | Leave | Small | Large | Symlink | Lost
+Landed = Small | Large | Flow
+"""What becomes a file."""
+
+Entry = Enter | Leave | Small | Large | Symlink | Lost | HardLink | Flow
 
 
 class Entries(msgspec.Struct, frozen=True, array_like=True):
@@ -198,7 +266,15 @@ class GiveUp(msgspec.Struct, frozen=True, array_like=True):
     failure: Failure
 
 
-Piece = Chunk | Hole | Finish | GiveUp
+class Same(msgspec.Struct, frozen=True, array_like=True):
+    """So many bytes, whole blocks but for the file's end, are those that stand in the file's place at this offset."""
+
+    file: Number
+    offset: Size
+    length: Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
+
+
+Piece = Chunk | Hole | Same | Finish | GiveUp
 
 # --- answers -------------------------------------------------------------------------------------------------------
 
@@ -211,10 +287,26 @@ class Range(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Want(msgspec.Struct, frozen=True, array_like=True):
-    """The bytes of a Large file that are wanted: ranges in rising order, at least one."""
+    """The bytes of a Large file that are wanted: ranges in rising order, at least one; of a Flow all, without a range.
+
+    `compared`: Blocks will tell what stands there already, and what is the same need not be sent.
+    """
 
     file: Number
-    ranges: Annotated[list[Range], msgspec.Meta(min_length=1)]
+    ranges: list[Range]
+    compared: bool = False
+
+
+class Blocks(msgspec.Struct, frozen=True, array_like=True):
+    """Digests (xxh3_128, 16 bytes each) of consecutive blocks, from block `first` on, of what stands in a file's place.
+
+    They come in rising order. What is left out between them stands for blocks that are not the same in any case, as
+    do those from `first` on where there are no digests: that is the last word.
+    """
+
+    file: Number
+    first: Size
+    digests: Annotated[bytes, msgspec.Meta(max_length=1 << 18)]
 
 
 class Wants(msgspec.Struct, frozen=True, array_like=True):
@@ -223,11 +315,27 @@ class Wants(msgspec.Struct, frozen=True, array_like=True):
     wants: list[Want]
 
 
+class Done(IntEnum):
+    """What was done with an entry that has not failed."""
+
+    NEW = 0
+    REPLACED = 1
+    SAME = 2
+    """It stood there already."""
+    KEPT = 3
+    """Something else stood there, and was not to be replaced."""
+
+
 class Result(msgspec.Struct, frozen=True, array_like=True):
-    """What became of an entry: in its place, complete and verified, or the failure. Each gets exactly one."""
+    """What became of an entry: in its place, complete and verified, or the failure. Each gets exactly one.
+
+    `lost` is an attributes.Loss: what could not be kept.
+    """
 
     entry: Number
     failure: Failure | None = None
+    done: Done = Done.NEW
+    lost: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
 
 
 class Results(msgspec.Struct, frozen=True, array_like=True):
@@ -237,9 +345,20 @@ class Results(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True):
-    """So many bytes more, holes included, have been written since the last Progress."""
+    """So many bytes more, holes included, have been written since the last Progress.
+
+    `file` is the Large file at work, if one is, and `position` how far it is.
+    """
 
     bytes: Size
+    file: Annotated[int, msgspec.Meta(ge=0, le=LARGEST)] = 0
+    position: Size = 0
+
+
+class Removed(msgspec.Struct, frozen=True, array_like=True):
+    """Paths below the destination that were removed, since the sender has nothing there, or why they could not be."""
+
+    paths: list[tuple[Path, Failure | None]]
 
 
 # --- encoding ------------------------------------------------------------------------------------------------------
@@ -261,25 +380,47 @@ def decode(payload: bytes | bytearray | memoryview, kind: type[M]) -> M:
 
 
 class FileDigest:
-    """xxh3_128 over a file's bytes in order, each hole standing in as its offset and length, big-endian, 8 bytes each.
+    """xxh3_128, or blake3, over a file's bytes in order; a hole stands in as its offset and length, 8 big-endian bytes
+    each, and a block that was the same as its xxh3_128.
 
     How the bytes were cut into chunks does not matter; where the holes were does.
     """
 
     __slots__ = ("_state", "digest", "update")
 
-    def __init__(self) -> None:
-        self._state = xxhash.xxh3_128()
+    def __init__(self, algorithm: Algorithm = Algorithm.XXH3) -> None:
+        """Raises BadRequest where the algorithm is not there."""
+        self._state = _hasher(algorithm)
         self.update = self._state.update
-        self.digest = self._state.digest
+        self.digest: Callable[[], bytes] = self._state.digest
 
     def skip(self, offset: int, length: int) -> None:
         """A hole."""
         self._state.update(offset.to_bytes(8, "big") + length.to_bytes(8, "big"))
 
 
+def _hasher(algorithm: Algorithm) -> Any:
+    if algorithm is Algorithm.XXH3:
+        return xxhash.xxh3_128()
+    try:
+        from blake3 import blake3
+    except ImportError:
+        raise BadRequest("blake3 is not installed here", hint="pip install 'vsockfwd-copy[blake3]'") from None
+    return blake3()
+
+
+def digest_of(content: bytes, algorithm: Algorithm = Algorithm.XXH3) -> bytes:
+    """The digest of a small file's content."""
+    if algorithm is Algorithm.XXH3:
+        return xxhash.xxh3_128_digest(content)
+    state = _hasher(algorithm)
+    state.update(content)
+    return bytes(state.digest())
+
+
 checksum = xxhash.xxh3_64_intdigest
-digest = xxhash.xxh3_128_digest
+block_digest = xxhash.xxh3_128_digest
+stamp_of = xxhash.xxh3_128_digest
 
 
 # --- names ---------------------------------------------------------------------------------------------------------

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import trio
 
 from vsockfwd.plugin import Channel, Data, Ended, Frame, PeerBrokeProtocol, the_one
 from vsockfwd_copy.account import Account
-from vsockfwd_copy.landing import Answers, Landing
+from vsockfwd_copy.landing import Answers
 from vsockfwd_copy.messages import (
     CHUNK_LIMIT,
     FRAME_NEEDED,
@@ -26,7 +26,9 @@ from vsockfwd_copy.messages import (
     Kind,
     Piece,
     Progress,
+    Removed,
     Results,
+    Same,
     Wants,
     decode,
     encode,
@@ -41,7 +43,10 @@ PROGRESS_INTERVAL = 0.1
 ANSWERS_IN_A_FRAME = 256
 """So that a frame of failures with the longest texts fits."""
 
-_PIECES: dict[int, type[Piece]] = {Kind.HOLE: Hole, Kind.FINISH: Finish, Kind.GIVE_UP: GiveUp}
+REMOVALS_IN_A_FRAME = 64
+"""The same for removed paths, with a failure each."""
+
+_PIECES: dict[int, type[Piece]] = {Kind.HOLE: Hole, Kind.SAME: Same, Kind.FINISH: Finish, Kind.GIVE_UP: GiveUp}
 
 NO_DATA = memoryview(b"")
 
@@ -52,12 +57,32 @@ T = TypeVar("T")
 class _Job:
     """Something to be done in a thread: a batch still encoded, or a piece with its data, which stands in `buffer`."""
 
-    what: bytes | Piece
+    what: bytes | Piece | None
     data: memoryview = NO_DATA
     buffer: memoryview | None = None
 
 
-async def receive(channel: Channel, landing: Landing, account: Account) -> None:
+_COMPARE = _Job(None)
+
+
+class Sink(Protocol):
+    """Where a sender's entries and data go: into files (landing.py) or out of a pipe (pouring.py)."""
+
+    @property
+    def comparing(self) -> bool: ...
+
+    def announce(self, batch: Entries) -> None: ...
+
+    def receive(self, piece: Piece, data: memoryview) -> None: ...
+
+    def compare_some(self) -> None: ...
+
+    def take_answers(self) -> Answers: ...
+
+    def finish(self) -> None: ...
+
+
+async def receive(channel: Channel, landing: Sink, account: Account) -> None:
     """Take in what the sender at the other end has, until it is complete.
 
     Raises what the sender or the stream failed with; failures of single files go to the account. The landing is the
@@ -74,7 +99,7 @@ async def receive(channel: Channel, landing: Landing, account: Account) -> None:
 class _Receiving:
     """One copy on its way in."""
 
-    def __init__(self, channel: Channel, landing: Landing, account: Account) -> None:
+    def __init__(self, channel: Channel, landing: Sink, account: Account) -> None:
         self.channel = channel
         self.landing = landing
         self.account = account
@@ -125,13 +150,7 @@ class _Receiving:
     # --- what is done with it
 
     async def _land(self, take: trio.MemoryReceiveChannel[_Job]) -> None:
-        async for job in take:
-            jobs = [job]
-            try:
-                while True:
-                    jobs.append(take.receive_nowait())
-            except (trio.WouldBlock, trio.EndOfChannel):
-                pass
+        while jobs := await self._next_jobs(take):
             answers = await trio.to_thread.run_sync(self._work, jobs)
             for job in jobs:
                 if job.buffer is not None:
@@ -141,32 +160,56 @@ class _Receiving:
         self.landing.finish()
         await self.channel.send_end()
 
+    async def _next_jobs(self, take: trio.MemoryReceiveChannel[_Job]) -> list[_Job]:
+        """What has come; a job that is none while there is comparing to do, and nothing at the end."""
+        jobs: list[_Job] = []
+        try:
+            if not self.landing.comparing:
+                jobs.append(await take.receive())
+            while True:
+                jobs.append(take.receive_nowait())
+        except trio.WouldBlock:
+            return jobs or [_COMPARE]
+        except trio.EndOfChannel:
+            return jobs
+
     def _work(self, jobs: list[_Job]) -> Answers:
         for job in jobs:
             if isinstance(job.what, bytes):
                 self.landing.announce(decode(job.what, Entries))
-            else:
+            elif job.what is not None:
                 self.landing.receive(job.what, job.data)
+        if self.landing.comparing:
+            self.landing.compare_some()
         return self.landing.take_answers()
 
     def _tell_account(self, answers: Answers) -> None:
         self.account.plan(answers.announced, answers.announced_bytes)
         self.account.moved(answers.moved)
+        self.account.carried += answers.carried
+        if answers.at_work is not None:
+            _, title, position, size = answers.at_work
+            self.account.at_work(title, position, size)
         for outcome in answers.outcomes:
-            self.account.answered(outcome.title, outcome.size, outcome.is_file, outcome.failure)
+            self.account.answered(outcome)
+        for path, failure in answers.removed:
+            self.account.removed(path, failure)
 
     async def _tell_sender(self, answers: Answers) -> None:
         frames: list[tuple[int, bytes]] = []
         self.moved += answers.moved
         if self.moved and (answers.results or trio.current_time() - self.told >= PROGRESS_INTERVAL):
-            frames.append((Kind.PROGRESS, encode(Progress(self.moved))))
+            number, _, position, _ = answers.at_work or (0, b"", 0, 0)
+            frames.append((Kind.PROGRESS, encode(Progress(self.moved, number, position))))
             self.moved, self.told = 0, trio.current_time()
         frames += [(Kind.WANT, encode(Wants(wants))) for wants in _cut(answers.wants)]
+        frames += [(Kind.BLOCKS, encode(blocks)) for blocks in answers.blocks]
+        frames += [(Kind.REMOVED, encode(Removed(paths))) for paths in _cut(answers.removed, REMOVALS_IN_A_FRAME)]
         frames += [(Kind.RESULTS, encode(Results(results))) for results in _cut(answers.results)]
         if frames:
             await self.channel.send_frames(*frames)
 
 
-def _cut(answers: Sequence[T]) -> Iterator[list[T]]:
-    for at in range(0, len(answers), ANSWERS_IN_A_FRAME):
-        yield list(answers[at : at + ANSWERS_IN_A_FRAME])
+def _cut(answers: Sequence[T], most: int = ANSWERS_IN_A_FRAME) -> Iterator[list[T]]:
+    for at in range(0, len(answers), most):
+        yield list(answers[at : at + most])

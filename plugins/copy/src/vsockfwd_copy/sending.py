@@ -7,16 +7,20 @@ wanted meanwhile, so that nothing waits for an answer but the end.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 
 import trio
 
 from vsockfwd.plugin import Channel, Data, Ended, PeerBrokeProtocol, the_one
-from vsockfwd_copy.account import Account
+from vsockfwd_copy.account import Account, Outcome
+from vsockfwd_copy.attributes import Loss
 from vsockfwd_copy.messages import (
+    BLOCK,
     BROKEN_OFF,
     FRAME_NEEDED,
     WINDOW,
+    Blocks,
     Chunk,
     Entries,
     Entry,
@@ -27,14 +31,19 @@ from vsockfwd_copy.messages import (
     Lost,
     Piece,
     Progress,
+    Removed,
     Result,
     Results,
+    Same,
+    Small,
     Want,
     Wants,
     decode,
     encode,
 )
-from vsockfwd_copy.reading import Item, Offer, Reading, Tree
+from vsockfwd_copy.options import SendOptions
+from vsockfwd_copy.reading import Comparison, FlowReading, Reading
+from vsockfwd_copy.walking import Item, Offer, Tree
 
 READ_SIZE = 4 << 20
 """Bytes that one hop to a thread reads: a hop costs as much as reading a good part of a mebibyte."""
@@ -47,12 +56,18 @@ _KINDS: dict[type[Piece], Kind] = {
     Hole: Kind.HOLE,
     Finish: Kind.FINISH,
     GiveUp: Kind.GIVE_UP,
+    Same: Kind.SAME,
 }
+
+RATE_PIECES = 8
+"""Pieces a second into which a limited rate is cut."""
+
+SMALLEST_PIECE = 2 * BLOCK
 
 Outgoing = list[tuple[Piece, memoryview]] | Entries
 
 
-async def send(channel: Channel, tree: Tree, account: Account) -> None:
+async def send(channel: Channel, tree: Tree, options: SendOptions, account: Account) -> None:
     """Send a tree to the receiver at the other end, until it has answered everything.
 
     Raises what the receiver or the stream failed with; failures of single files go to the account.
@@ -60,17 +75,35 @@ async def send(channel: Channel, tree: Tree, account: Account) -> None:
     if channel.frame_limit < FRAME_NEEDED:
         raise PeerBrokeProtocol(f"the peer takes frames of {channel.frame_limit} bytes, a copy needs {FRAME_NEEDED}")
     try:
-        await _Sending(channel, tree, account).run()
+        await _Sending(channel, tree, options, account).run()
     except BaseExceptionGroup as group:
         raise the_one(group) from None
+
+
+class Pace:
+    """Keeps sending to so many bytes a second; 0: no limit."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._due = 0.0
+        self.piece = min(READ_SIZE, max(rate // RATE_PIECES, SMALLEST_PIECE)) if rate else READ_SIZE
+        """Bytes to read at once."""
+
+    async def sent(self, size: int) -> None:
+        """So much went out; return when more may."""
+        if self._rate:
+            self._due = max(self._due, trio.current_time()) + size / self._rate
+            await trio.sleep_until(self._due)
 
 
 class _Sending:
     """One copy on its way out."""
 
-    def __init__(self, channel: Channel, tree: Tree, account: Account) -> None:
+    def __init__(self, channel: Channel, tree: Tree, options: SendOptions, account: Account) -> None:
         self.channel = channel
         self.tree = tree
+        self.algorithm = options.algorithm
+        self.pace = Pace(options.rate)
         self.account = account
         self.next = 1
         self.offers: dict[int, Offer] = {}
@@ -80,6 +113,8 @@ class _Sending:
         self.wanted: deque[Want] = deque()
         self.asked: set[int] = set()
         """Files whose Want has come, until they are answered."""
+        self.comparisons: dict[int, Comparison] = {}
+        """What the receiver tells of those that it compares."""
         self.news = trio.Event()
         self.complete = False
 
@@ -128,10 +163,12 @@ class _Sending:
             entries.append(entry)
             if offer is None:
                 continue
+            if isinstance(entry, Small):
+                self.account.carried += len(entry.content)
             files += offer.is_file
             size += offer.size
             if isinstance(entry, Lost):  # it gets no answer
-                self.account.answered(offer.source.title, 0, True, entry.failure)
+                self.account.answered(Outcome(offer.source.title, failure=entry.failure))
             else:
                 self.offers[self.next] = offer
                 self.files += offer.is_file
@@ -145,22 +182,42 @@ class _Sending:
         put: trio.MemorySendChannel[tuple[Outgoing, memoryview | None]],
         buffers: trio.MemoryReceiveChannel[memoryview],
     ) -> None:
-        if want.file not in self.offers:
+        offer = self.offers.get(want.file)
+        if offer is None:
             return
-        reading = Reading(self.tree, want.file, self.offers[want.file], want.ranges)
+        reading: Reading | FlowReading
+        if offer.flow is not None:
+            reading = FlowReading(want.file, offer.flow, self.algorithm)
+        else:
+            comparison = self.comparisons.get(want.file)
+            reading = Reading(self.tree, want.file, offer, want.ranges, comparison, self.algorithm)
         try:
             while not reading.over:
                 buffer = await buffers.receive()
-                if want.file not in self.offers:  # the receiver failed with it: the rest is of no use
+                if want.file not in self.offers:  # the receiver needs no more of it
                     await put.send(([(GiveUp(want.file, BROKEN_OFF), buffer[:0])], buffer))
                     return
-                await put.send((await trio.to_thread.run_sync(reading.read, buffer), buffer))
+                pieces = await self._read(reading, buffer[: self.pace.piece])
+                await put.send((pieces, buffer))
+                if isinstance(reading, FlowReading) and want.file in self.offers:
+                    self.offers[want.file] = dataclasses.replace(offer, size=reading.size)
         finally:
             reading.close()
 
+    async def _read(self, reading: Reading | FlowReading, buffer: memoryview) -> Outgoing:
+        while True:
+            news = self.news = trio.Event()
+            # Who waits for a terminal's next word must be able to stop; the thread ends with the process then.
+            pieces = await trio.to_thread.run_sync(reading.read, buffer, abandon_on_cancel=reading.blocking)
+            if pieces:
+                return pieces
+            await news.wait()
+
     async def _send(self, outgoing: Outgoing) -> None:
         if isinstance(outgoing, Entries):
-            await self.channel.send_frames((Kind.ENTRIES, encode(outgoing)))
+            payload = encode(outgoing)
+            await self.channel.send_frames((Kind.ENTRIES, payload))
+            await self.pace.sent(len(payload))
             return
         frames: list[tuple[int, bytes]] = []
         for piece, data in outgoing:
@@ -168,6 +225,8 @@ class _Sending:
             if data:
                 await self.channel.send_frames(*frames)
                 await self.channel.send(data)
+                self.account.carried += len(data)
+                await self.pace.sent(len(data))
                 frames.clear()
         if frames:
             await self.channel.send_frames(*frames)
@@ -190,7 +249,12 @@ class _Sending:
                     for result in decode(event.payload, Results).results:
                         self._answered(result)
                 case Kind.PROGRESS:
-                    self.account.moved(decode(event.payload, Progress).bytes)
+                    self._progress(decode(event.payload, Progress))
+                case Kind.BLOCKS:
+                    self._compare(decode(event.payload, Blocks))
+                case Kind.REMOVED:
+                    for path, failure in decode(event.payload, Removed).paths:
+                        self.account.removed(path, failure)
                 case _:
                     raise PeerBrokeProtocol(f"the receiver sent a frame of type {event.kind}")
             self.news.set()
@@ -200,19 +264,39 @@ class _Sending:
     def _check_want(self, want: Want) -> None:
         """A receiver may want what it was offered, once."""
         offer = self.offers.get(want.file)
-        if offer is None or offer.identity is None or want.file in self.asked:
+        wantable = offer is not None and (offer.identity is not None or offer.flow is not None)
+        if offer is None or not wantable or want.file in self.asked:
             raise PeerBrokeProtocol(f"the receiver wants file {want.file}, which it was not offered")
+        if (offer.flow is None) != bool(want.ranges):
+            raise PeerBrokeProtocol(f"the receiver wants file {want.file} in ranges that make no sense")
         at = 0
         for part in want.ranges:
             if part.offset < at or part.length > offer.size - part.offset:
                 raise PeerBrokeProtocol(f"the receiver wants bytes of file {want.file} that it has not")
             at = part.offset + part.length
         self.asked.add(want.file)
+        if want.compared and offer.flow is None:
+            self.comparisons[want.file] = Comparison(offer.size)
+
+    def _compare(self, blocks: Blocks) -> None:
+        if blocks.file in self.comparisons:
+            self.comparisons[blocks.file].add(blocks)
+        elif blocks.file >= self.next:  # one that is answered already may be told of still
+            raise PeerBrokeProtocol(f"the receiver compares file {blocks.file}, which it was not offered")
+
+    def _progress(self, progress: Progress) -> None:
+        offer = self.offers.get(progress.file)
+        self.account.moved(progress.bytes)
+        if offer is not None:
+            self.account.at_work(offer.source.title, progress.position, offer.size)
 
     def _answered(self, result: Result) -> None:
         offer = self.offers.pop(result.entry, None)
         if offer is None:
             raise PeerBrokeProtocol(f"the receiver answered entry {result.entry}, which it was not asked about")
         self.asked.discard(result.entry)
+        self.comparisons.pop(result.entry, None)
         self.files -= offer.is_file
-        self.account.answered(offer.source.title, offer.size, offer.is_file, result.failure)
+        self.account.answered(
+            Outcome(offer.source.title, offer.size, offer.is_file, result.failure, result.done, Loss(result.lost))
+        )

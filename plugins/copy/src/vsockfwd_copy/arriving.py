@@ -1,0 +1,281 @@
+"""Files on their way to their names: complete and verified, or not there at all. It blocks: call it in a thread.
+
+Four ways, one face. *Unnamed* (O_TMPFILE): it has no name before it has its own, so that not even a killed process
+leaves anything. *Named*, where a file system cannot do that: `.vsockfwd.` and twelve random digits, removed by who made
+it; only a killed process leaves one. *Part*, to be resumed: `.vsockfwd.`, twelve digits made from the final name, and
+`.part`, with its journal beside it; the next copy of that file takes it up, or removes it. *In place*: the file itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+import stat
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+
+from vsockfwd.plugin import CannotCreate, printable
+from vsockfwd_copy.attributes import Loss, Writer
+from vsockfwd_copy.directories import Directory, OpenDirectories
+from vsockfwd_copy.journal import Journal
+from vsockfwd_copy.messages import Extra, checksum
+from vsockfwd_copy.options import LandOptions
+from vsockfwd_copy.standing import Standing
+
+PREFIX = b".vsockfwd."
+
+_NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_IN_PLACE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NO_TMPFILE = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL})
+_NO_LINK = frozenset({errno.ENOENT, errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EACCES})
+_KEEP_SIZE_AND_PUNCH = 0x01 | 0x02
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a file shall be like when it is complete. `size` is None for one that is as long as what was written, `mode`
+    for one whose permissions are those that any new file gets."""
+
+    size: int | None
+    mode: int | None
+    mtime: int
+    extra: Extra | None
+
+
+def temporary_name() -> bytes:
+    """A name that nobody uses, short whatever the final one is."""
+    return PREFIX + secrets.token_hex(6).encode()
+
+
+def part_names(name: bytes) -> tuple[bytes, bytes]:
+    """Where a file that may be resumed is meanwhile, and its journal."""
+    stem = PREFIX + b"%012x" % (checksum(name) >> 16)
+    return stem + b".part", stem + b".journal"
+
+
+class Arriving:
+    """A file on its way to `name` in a directory."""
+
+    def __init__(
+        self, directories: OpenDirectories, directory: Directory, name: bytes, options: LandOptions, mode: int
+    ) -> None:
+        """`mode` is what it is made with, before the umask. Raises OSError."""
+        self._directories = directories
+        self._directory = directory
+        self.name = name
+        self._options = options
+        self._temporary: bytes | None = None
+        """Its name meanwhile, if it has one."""
+        self._journal: Journal | None = None
+        self._dirty = False
+        """Whether there may be something where nothing was written by us."""
+        self._has_all = False
+        """Whether what stood in its place is in it."""
+        there = directories.fd(directory)
+        if options.inplace:
+            self._fd = os.open(name, _IN_PLACE, 0o600, dir_fd=there)
+            self._dirty = True
+            return
+        try:
+            self._fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=there)
+        except OSError as error:
+            if error.errno not in _NO_TMPFILE:
+                raise
+            self._temporary = temporary_name()
+            self._fd = os.open(self._temporary, _NEW | os.O_RDWR, mode, dir_fd=there)
+
+    def write(self, data: bytes | memoryview, offset: int) -> None:
+        """Write all of it. Raises OSError."""
+        written = os.pwrite(self._fd, data, offset)
+        while written < len(data):
+            data, offset = memoryview(data)[written:], offset + written
+            written = os.pwrite(self._fd, data, offset)
+
+    def hole(self, offset: int, length: int) -> None:
+        """Nothing is here. Raises OSError."""
+        if self._dirty and offset < (end := os.fstat(self._fd).st_size):
+            length = min(length, end - offset)
+            if not _punch(self._fd, offset, length):
+                zeros = bytes(1 << 20)
+                for at in range(offset, offset + length, len(zeros)):
+                    self.write(zeros[: offset + length - at], at)
+
+    def start_from(self, standing: Standing, position: int) -> None:
+        """Take what stands there up to `position`; all of it, where blocks can be shared. Raises OSError, DataError."""
+        self._has_all = self._options.inplace or standing.clone_into(self._fd)
+        self._dirty |= self._has_all
+        self.take(standing, 0, position)
+
+    def take(self, standing: Standing, offset: int, length: int) -> None:
+        """Take a range of what stands there. Raises OSError, DataError."""
+        if not self._has_all:
+            standing.copy_into(self._fd, offset, length)
+
+    def note(self, end: int, piece: int) -> None:
+        """The file is whole and verified up to `end`: remember that, where it may be resumed. Raises OSError."""
+        if self._journal is not None:
+            self._journal.add(end, piece)
+
+    def keep(self, shape: Shape, writer: Writer, *, replaces: bool) -> Loss:
+        """Make it what it shall be, under its name. Raises OSError, and then it has to be discarded."""
+        fd = self._fd
+        if shape.size is not None:
+            os.ftruncate(fd, shape.size)  # a hole at the end was not written, and what stood there may be longer
+        loss = Loss(0)
+        if not writer.plain:
+            loss = writer.dress(fd, shape.mode, shape.extra)
+        elif shape.mode is not None and (self._dirty or shape.mode & umask()):
+            os.fchmod(fd, shape.mode & 0o777)
+        if self._options.times:
+            os.utime(fd, ns=(time.time_ns(), shape.mtime))
+        if self._options.fsync:
+            os.fsync(fd)
+        if not self._options.inplace:
+            self._take_name(replaces=replaces)
+        self._fd = -1
+        os.close(fd)
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part_names(self.name)[1], dir_fd=self._directories.fd(self._directory))
+        return loss
+
+    def _take_name(self, *, replaces: bool) -> None:
+        there = self._directories.fd(self._directory)
+        if replaces and self._options.backup:
+            self._back_up(there)
+        if self._temporary is None:
+            itself = f"/proc/self/fd/{self._fd}"
+            if not replaces:
+                try:
+                    os.link(itself, self.name, dst_dir_fd=there, follow_symlinks=True)
+                    return
+                except FileExistsError:
+                    pass  # it has come meanwhile: it is replaced like what was there before
+            self._temporary = temporary_name()
+            os.link(itself, self._temporary, dst_dir_fd=there, follow_symlinks=True)
+        os.rename(self._temporary, self.name, src_dir_fd=there, dst_dir_fd=there)
+        self._temporary = None
+
+    def _back_up(self, there: int) -> None:
+        """Keep what is replaced under its name and a suffix; the name itself is never without a file."""
+        temporary = temporary_name()
+        try:
+            os.link(self.name, temporary, src_dir_fd=there, dst_dir_fd=there, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno in _NO_LINK:
+                raise CannotCreate("the file system has no hard links, so no backup can be kept") from None
+            raise
+        os.rename(temporary, self.name + self._options.backup, src_dir_fd=there, dst_dir_fd=there)
+
+    def abandon(self) -> None:
+        """The copy is broken off: what can be resumed stays, anything else goes."""
+        if self._journal is None:
+            self.discard()
+            return
+        self._journal.close()
+        self._journal = None
+        os.close(self._fd)
+        self._fd = -1
+
+    def discard(self) -> None:
+        """Leave nothing behind, as far as that is possible."""
+        # Whatever fails here, the reason why it is discarded matters more.
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
+            self._fd = -1
+        with contextlib.suppress(OSError):
+            if self._temporary is not None:
+                os.unlink(self._temporary, dir_fd=self._directories.fd(self._directory))
+        if self._journal is not None:
+            with contextlib.suppress(OSError):
+                self._journal.close()
+                os.unlink(part_names(self.name)[1], dir_fd=self._directories.fd(self._directory))
+            self._journal = None
+
+
+class Part(Arriving):
+    """The same, for a file that is resumed if it does not come to its end."""
+
+    def __init__(
+        self,
+        directories: OpenDirectories,
+        directory: Directory,
+        name: bytes,
+        options: LandOptions,
+        stamp: bytes,
+        size: int,
+    ) -> None:
+        """`position` is how far it has come already. Raises OSError; CannotCreate while another copy works on it."""
+        self._directories = directories
+        self._directory = directory
+        self.name = name
+        self._options = options
+        self._dirty = True
+        self._has_all = False
+        part, journal = part_names(name)
+        there = directories.fd(directory)
+        self._temporary = part
+        self._fd = os.open(part, _IN_PLACE, 0o600, dir_fd=there)
+        try:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CannotCreate("another copy is at work on it") from None
+            found = os.fstat(self._fd)
+            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
+                raise CannotCreate(f"{printable(part)} stands there, and is not what a copy of this user left")
+            self._journal = Journal(journal, dir_fd=there)
+            self.position = self._journal.resume(self._fd, stamp, size)
+            os.ftruncate(self._fd, self.position)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+
+def remove_part(name: bytes, *, dir_fd: int) -> None:
+    """What an interrupted copy of this file has left, and no copy is at work on. Raises OSError."""
+    part, journal = part_names(name)
+    try:
+        fd = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    else:
+        os.unlink(part, dir_fd=dir_fd)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(journal, dir_fd=dir_fd)
+    finally:
+        os.close(fd)
+
+
+@lru_cache(1)
+def umask() -> int:
+    """The process's umask, as the kernel tells it: asking by umask(2) would change it for other threads."""
+    with open("/proc/self/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"Umask:"):
+                return int(line.split()[1], 8)
+    return 0o777  # then permissions are always set
+
+
+@lru_cache(1)
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _punch(fd: int, offset: int, length: int) -> bool:
+    """Make a hole (fallocate(2)); whether the file system can."""
+    return bool(_libc().fallocate(fd, _KEEP_SIZE_AND_PUNCH, ctypes.c_longlong(offset), ctypes.c_longlong(length)) == 0)

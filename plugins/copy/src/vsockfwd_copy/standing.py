@@ -1,0 +1,152 @@
+"""What stands in a file's place already: its blocks' digests, and a file made from it. It blocks: call it in a thread.
+
+The thing to understand first: it is compared with the source, and read again later, when what did not change is taken
+from it. If somebody writes to it in between, the copy of this file fails: it was not what it had been.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+
+import xxhash
+
+from vsockfwd.plugin import DataError
+from vsockfwd_copy.messages import BLOCK, Blocks
+from vsockfwd_copy.walking import Identity
+
+SLICE = 32 << 20
+"""Bytes that are read at once, so that what has come meanwhile gets its turn."""
+
+BLOCKS_IN_A_FRAME = 4096
+
+_FICLONE = 0x40049409
+"""ioctl_ficlone(2)."""
+
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Standing:
+    """A regular file in a file's place, open for reading."""
+
+    def __init__(self, name: bytes, *, dir_fd: int) -> None:
+        """Raises OSError."""
+        self.fd = os.open(name, _OPEN, dir_fd=dir_fd)
+        self.found = os.fstat(self.fd)
+        self._identity = Identity.of(self.found)
+        self._compared = 0
+        """Bytes that a sender is told of."""
+        self._digests: dict[int, bytes] = {}
+        """First block → the digests from there on; they go when `digests` has passed them."""
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def check(self) -> None:
+        """Raise DataError where it is not what it was."""
+        if Identity.of(os.fstat(self.fd)) != self._identity:
+            raise DataError("what stood in its place was changed meanwhile")
+
+    def told(self, number: int, size: int) -> Iterator[list[Blocks]]:
+        """Tell a sender's file of `size` bytes what stands here, a slice at a time. Raises OSError."""
+        end = self._compared = min(self.found.st_size, size)
+        at = 0
+        buffer = memoryview(bytearray(min(SLICE, max(end, 1))))
+        while at < end:
+            start = self._next_data(at, end)
+            if start >= end:
+                break
+            size_read = os.preadv(self.fd, [buffer[: min(SLICE, end - start)]], start)
+            if not size_read:
+                break
+            yield list(self._digested(number, start // BLOCK, buffer[:size_read], last=start + size_read >= end))
+            at = start + (size_read if start + size_read >= end else size_read - size_read % BLOCK)
+            if size_read < BLOCK and at < end:
+                break  # it shrinks under our eyes: `check` will find out
+        yield [Blocks(number, -(-end // BLOCK), b"")]
+
+    def _digested(self, number: int, first: int, data: memoryview, *, last: bool) -> Iterator[Blocks]:
+        digest = xxhash.xxh3_128_digest
+        end = len(data) if last else len(data) - len(data) % BLOCK
+        digests = [digest(data[at : min(at + BLOCK, end)]) for at in range(0, end, BLOCK)]
+        for at in range(0, len(digests), BLOCKS_IN_A_FRAME):
+            joined = b"".join(digests[at : at + BLOCKS_IN_A_FRAME])
+            self._digests[first + at] = joined
+            yield Blocks(number, first + at, joined)
+
+    def _next_data(self, at: int, end: int) -> int:
+        """Where data goes on, at the beginning of its block; `end` where there is none."""
+        try:
+            return max(at, os.lseek(self.fd, at, os.SEEK_DATA) // BLOCK * BLOCK)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return end
+            raise
+
+    def digests(self, offset: int, length: int) -> Iterator[bytes]:
+        """The digests of the blocks in a range that the sender says is the same; asked for in rising order.
+
+        Raises DataError for blocks that it was never told.
+        """
+        block, end = offset // BLOCK, -(-(offset + length) // BLOCK)
+        if offset % BLOCK or (length % BLOCK and offset + length != self._compared):
+            raise DataError("was said to be the same where it was not compared")
+        for first in list(self._digests):
+            digests = self._digests[first]
+            beyond = first + len(digests) // 16
+            if beyond <= block:
+                del self._digests[first]
+                continue
+            if first > block:
+                break
+            stop = min(beyond, end)
+            yield digests[(block - first) * 16 : (stop - first) * 16]
+            block = stop
+            if block == end:
+                return
+        raise DataError("was said to be the same where it was not compared")
+
+    def clone_into(self, fd: int) -> bool:
+        """Make a file one with the same content, blocks shared; whether the file system can."""
+        try:
+            fcntl.ioctl(fd, _FICLONE, self.fd)
+        except OSError:
+            return False
+        return True
+
+    def copy_into(self, fd: int, offset: int, length: int) -> None:
+        """Copy a range, holes left out. Raises OSError, DataError."""
+        end = offset + length
+        while offset < end:
+            start = min(self._data_at(offset, end), end)
+            if start >= end:
+                return
+            stop = min(os.lseek(self.fd, start, os.SEEK_HOLE), end)
+            self._copy_data(fd, start, stop)
+            offset = stop
+
+    def _data_at(self, offset: int, end: int) -> int:
+        try:
+            return os.lseek(self.fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return end
+            raise
+
+    def _copy_data(self, fd: int, start: int, stop: int) -> None:
+        while start < stop:
+            try:
+                moved = os.copy_file_range(self.fd, fd, stop - start, start, start)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                moved = self._copy_by_hand(fd, start, stop)
+            if not moved:
+                raise DataError("what stood in its place was changed meanwhile")
+            start += moved
+
+    def _copy_by_hand(self, fd: int, start: int, stop: int) -> int:
+        data = os.pread(self.fd, min(stop - start, 1 << 20), start)
+        return os.pwrite(fd, data, start) if data else 0
