@@ -25,7 +25,7 @@ from vsockfwd.engine.backoff import Backoff
 from vsockfwd.engine.server import AtOnce, Gate, Handler, serve_listeners
 from vsockfwd.engine.session import Session
 from vsockfwd.errors import ConfigError, NotFound, VsockfwdError, the_one
-from vsockfwd.events import Closed, Denied, Event, Listening, Opened, RuleChanged
+from vsockfwd.events import Closed, Denied, Event, Listening, Opened, Problem, RuleChanged
 from vsockfwd.identity import Identity
 from vsockfwd.rule import MOST_CONNECTIONS, ForwardRule
 from vsockfwd.transport.base import Listener, Stream
@@ -96,6 +96,12 @@ class Keeper:
             self.up, self.why = up, why
             self._changed.set()
             self._changed = trio.Event()
+
+    async def come_up(self) -> None:
+        """Be up, for those who want that at once. Raises why the login failed."""
+        await self.session.login()
+        while not self.up:
+            await self.changed()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -413,6 +419,19 @@ class Rules:
         work = self.works[named.name] = Work(self, named)
         self.nursery.start_soon(self._supervise, work)
         return work
+
+    async def add_all(self, rules: Sequence[NamedRule], *, all_or_none: bool) -> None:
+        """Start rules and wait until each has come up or failed, by itself; who failed is reported.
+
+        Raises the first one's error where every one failed, or with `all_or_none` where any did.
+        """
+        works = [self.add(named) for named in rules]
+        await self.settled()
+        failed = [(work.name, work.error) for work in works if work.state is State.FAILED and work.error is not None]
+        if failed and (all_or_none or len(failed) == len(works)):
+            raise failed[0][1]
+        for name, error in failed:
+            self.engine.report(Problem(name, error.line()))
 
     def remove(self, name: str) -> None:
         """Stop a rule; its connections are reset. Raises NotFound."""

@@ -20,12 +20,9 @@ from vsockfwd.plugin import (
     Invocation,
     NamedRule,
     Network,
-    Problem,
     Rules,
-    State,
     StreamEnd,
     UsageError,
-    Work,
     Workers,
     bind,
     open_session,
@@ -207,9 +204,7 @@ class _Run:
                 return await self._until_ended(rules)
             async with rules.keeper(self._target) as keeper:
                 # A target that is not there when a person asks for it is an error; later it is waited for.
-                await keeper.session.login()
-                while not keeper.up:
-                    await keeper.changed()
+                await keeper.come_up()
                 return await self._until_ended(rules)
 
     async def look(self, engine: Engine) -> None:
@@ -219,24 +214,13 @@ class _Run:
                 pass
 
     async def _until_ended(self, rules: Rules) -> int:
-        works = [rules.add(named) for named in self.rules]
-        await rules.settled()
-        self._complain(rules, works)
-        await rules.engine.service.ready(f"{len(works)} forwards")
+        await rules.add_all(self.rules, all_or_none=self._exit_on_failure)
+        await rules.engine.service.ready(f"{len(self.rules)} forwards")
         self.ready()
         if self._command:
             return await self._run_command()
         await rules.ended()
         return 0
-
-    def _complain(self, rules: Rules, works: list[Work]) -> None:
-        """Each comes up or fails by itself; at least one must come up."""
-        failed = [work for work in works if work.state is State.FAILED]
-        errors = [work.error for work in failed if work.error is not None]
-        if errors and (len(failed) == len(works) or self._exit_on_failure):
-            raise errors[0]
-        for work, error in zip(failed, errors, strict=True):
-            rules.engine.report(Problem(work.name, error.line()))
 
     async def _run_command(self) -> int:
         try:
