@@ -48,7 +48,7 @@ from vsockfwd.engine.poll import Poll
 from vsockfwd.engine.proxied import header_for, read_header, send_header
 from vsockfwd.engine.pump import BufferPool
 from vsockfwd.engine.relay import Relays, ending_of, relay
-from vsockfwd.engine.rules import Keeper, Rules, State, Status, Work
+from vsockfwd.engine.rules import Carrying, Keeper, Rules, State, Status, Work
 from vsockfwd.engine.server import Gate, serve_listeners
 from vsockfwd.engine.session import Opened as OpenedStream
 from vsockfwd.engine.session import Session, open_session
@@ -139,6 +139,7 @@ __all__ = [
     "Call",
     "CannotCreate",
     "Carried",
+    "Carrying",
     "Channel",
     "Closed",
     "Code",

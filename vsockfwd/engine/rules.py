@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, TypedDict
 
 import msgspec
 import trio
@@ -53,6 +53,14 @@ class Live(Protocol):
     def sent(self) -> int: ...
     @property
     def received(self) -> int: ...
+
+
+class Carrying(TypedDict, total=False):
+    """What every relay takes, whatever it joins: see engine/relay.py. Times are seconds."""
+
+    idle: float
+    half_open: float
+    live: set[Any]
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -150,6 +158,11 @@ class Work:
         self._of_peer: dict[object, int] = {}
 
     # --- for kinds
+
+    @property
+    def carrying(self) -> Carrying:
+        """What relays are to be told of the rule: how long they may be silent, and where they are counted."""
+        return {"idle": self._limits.idle_timeout, "half_open": self._limits.half_open_timeout, "live": self.live}
 
     async def listen(self, address: Address, purpose: str) -> list[Listener]:
         """Open the listeners of an address, and say so. Raises VsockfwdError."""

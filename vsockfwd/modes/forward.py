@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Unpack
 
 import msgspec
 import trio
@@ -20,6 +20,7 @@ from vsockfwd.plugin import (
     Address,
     AgentRule,
     Call,
+    Carrying,
     Closed,
     Ending,
     Engine,
@@ -142,9 +143,7 @@ async def run_raw(work: Work, rule: RawRule) -> None:
     engine, name, connect = work.engine, work.name, rule.connect.value
     listeners = await work.listen(rule.listen.value, f"→ {connect.bare()}")
 
-    async with Relays(
-        engine.buffers, engine.report, live=work.live, idle=rule.idle_timeout, half_open=rule.half_open_timeout
-    ) as relays:
+    async with Relays(engine.buffers, engine.report, **work.carrying) as relays:
 
         def begin(near: Stream, far: Stream, leave: Callable[[], None]) -> None:
             peer = str(near.peer)
@@ -206,9 +205,7 @@ async def run_local(work: Work, rule: LocalRule) -> None:
                 opened = await keeper.session.open(NAME, connect)
                 if rule.proxy_protocol:
                     await opened.channel.send(header_for(near, source))
-                told.outcome = await opened.channel.relay(
-                    near, idle=rule.idle_timeout, half_open=rule.half_open_timeout, live=work.live
-                )
+                told.outcome = await opened.channel.relay(near, **work.carrying)
 
         await work.listen_and_serve(keeper, rule.when_down, rule.listen.value, purpose, handle)
 
@@ -216,14 +213,13 @@ async def run_local(work: Work, rule: LocalRule) -> None:
 async def run_remote(work: Work, rule: RemoteRule) -> None:
     """Have the agent listen, and join every connection taken there to a new one to `connect`."""
     engine, connect = work.engine, rule.connect.value
-    carrying = {"idle": rule.idle_timeout, "half_open": rule.half_open_timeout, "live": work.live}
 
     async def handle(incoming: Incoming) -> None:
         with work.admitted(incoming.peer) as why:
             if why:
                 incoming.deny(NotAllowed(why))
             else:
-                await carry_incoming(engine, work.name, incoming, connect, bool(rule.proxy_protocol), **carrying)
+                await carry_incoming(engine, work.name, incoming, connect, bool(rule.proxy_protocol), **work.carrying)
 
     def listening(bound: str) -> None:
         work.listening += (bound,)
@@ -243,7 +239,12 @@ async def run_remote(work: Work, rule: RemoteRule) -> None:
 
 
 async def carry_incoming(
-    engine: Engine, rule: str, incoming: Incoming, connect: Address, introduced: bool = False, **carrying: Any
+    engine: Engine,
+    rule: str,
+    incoming: Incoming,
+    connect: Address,
+    introduced: bool = False,
+    **carrying: Unpack[Carrying],
 ) -> None:
     """Join a connection that was taken at the agent's to a new one to `connect`.
 
