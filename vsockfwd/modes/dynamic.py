@@ -13,7 +13,7 @@ from typing import Unpack
 import msgspec
 import trio
 
-from vsockfwd.modes.forward import NAME, Connect, connection
+from vsockfwd.modes.forward import NAME, Connect, taken
 from vsockfwd.modes.greeting import Declined, Greeting
 from vsockfwd.modes.http_connect import HEAD_LIMIT, HttpConnect
 from vsockfwd.modes.socks import VERSION_4, VERSION_5, Socks4, Socks5
@@ -88,7 +88,7 @@ async def serve_client(engine: Engine, session: Session, near: Stream, rule: str
         return
     except (EOFError, trio.BrokenResourceError):
         return  # gone before it asked, as those do who look whether a port is open
-    with connection(engine, f"{rule} to {asked.bare()}", near.peer, lambda _: near.abort()) as told:
+    with taken(engine, f"{rule} to {asked.bare()}", near) as told:
         channel = await _open(session, near, greeting, asked)
         told.outcome = await _carry(channel, near, greeting, carrying)
 

@@ -158,9 +158,8 @@ async def run_raw(work: Work, rule: RawRule) -> None:
             try:
                 far = engine.network.connect_now(connect)
             except VsockfwdError as error:
-                engine.report(Opened(name, str(near.peer)))
-                near.abort()
-                engine.report(Closed(name, str(near.peer), Outcome(ending_of(error.code), "", error.line())))
+                with taken(engine, name, near):
+                    raise error
                 leave()
                 return True
             if far is None:
@@ -170,7 +169,7 @@ async def run_raw(work: Work, rule: RawRule) -> None:
             return True
 
         async def handle(near: Stream) -> None:
-            with connection(engine, name, near.peer, lambda _: near.abort()) as told:
+            with taken(engine, name, near) as told:
                 source = await read_header(near) if rule.accept_proxy else near.peer
                 far = await engine.network.connect(connect)
                 if rule.proxy_protocol:
@@ -200,7 +199,7 @@ async def run_local(work: Work, rule: LocalRule) -> None:
     async with work.keeper(rule.target) as keeper:
 
         async def handle(near: Stream) -> None:
-            with connection(work.engine, work.name, near.peer, lambda _: near.abort()) as told:
+            with taken(work.engine, work.name, near) as told:
                 source = await read_header(near) if rule.accept_proxy else near.peer
                 opened = await keeper.session.open(NAME, connect)
                 if rule.proxy_protocol:
@@ -287,6 +286,11 @@ def connection(engine: Engine, rule: str, peer: Identity, refuse: Callable[[Vsoc
     finally:
         if not told.by_another:
             engine.report(Closed(rule, str(peer), told.outcome))
+
+
+def taken(engine: Engine, rule: str, near: Stream) -> contextlib.AbstractContextManager[_Told]:
+    """`connection`, of a stream that was taken here: its refusal is a reset."""
+    return connection(engine, rule, near.peer, lambda _: near.abort())
 
 
 RAW = RuleKind("raw", RawRule, run_raw)
