@@ -45,7 +45,7 @@ from vsockfwd.engine.agent import Agent, decode_arguments
 from vsockfwd.engine.incoming import Incoming
 from vsockfwd.engine.invocation import Invocation
 from vsockfwd.engine.poll import Poll
-from vsockfwd.engine.proxied import header_for, read_header, send_header
+from vsockfwd.engine.proxied import connected_to, header_for, read_header, send_header
 from vsockfwd.engine.pump import BufferPool
 from vsockfwd.engine.relay import Relays, ending_of, relay
 from vsockfwd.engine.rules import Carrying, Keeper, Rules, State, Status, Work
@@ -225,6 +225,7 @@ __all__ = [
     "Written",
     "__version__",
     "bind",
+    "connected_to",
     "decode_arguments",
     "ending_of",
     "find_target",

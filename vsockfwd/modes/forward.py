@@ -32,7 +32,6 @@ from vsockfwd.plugin import (
     Opened,
     Outcome,
     Relays,
-    Reset,
     Resource,
     RuleKind,
     State,
@@ -41,11 +40,12 @@ from vsockfwd.plugin import (
     VsockfwdError,
     WhenDown,
     Work,
+    connected_to,
     decode_arguments,
     ending_of,
-    header,
     header_for,
     read_header,
+    send_header,
 )
 
 NAME = "forward"
@@ -173,7 +173,7 @@ async def run_raw(work: Work, rule: RawRule) -> None:
                 source = await read_header(near) if rule.accept_proxy else near.peer
                 far = await engine.network.connect(connect)
                 if rule.proxy_protocol:
-                    await introduce(near, source, far)
+                    await send_header(far, source, connected_to(near))
                 over = trio.Event()
                 told.by_another = True
                 begin(near, far, over.set)
@@ -181,15 +181,6 @@ async def run_raw(work: Work, rule: RawRule) -> None:
 
         headers = rule.accept_proxy or rule.proxy_protocol
         await work.serve(listeners, handle, None if headers else at_once)
-
-
-async def introduce(near: Stream, source: Identity, far: Stream) -> None:
-    """Tell who connected, on a stream that was just dialled. Raises what ends the connection; then `far` is closed."""
-    try:
-        await far.send_all(header_for(near, source))
-    except trio.BrokenResourceError:
-        far.abort()
-        raise Reset(f"{far.name}: closed before it was told who connects") from None
 
 
 async def run_local(work: Work, rule: LocalRule) -> None:
@@ -254,12 +245,10 @@ async def carry_incoming(
         near = await engine.network.connect(connect)
         try:
             if introduced:
-                await near.send_all(header(incoming.peer))
+                await send_header(near, incoming.peer)
             channel = await incoming.fetch()
-        except BaseException as error:
+        except BaseException:
             near.abort()
-            if isinstance(error, trio.BrokenResourceError):
-                raise Reset(f"{near.name}: closed before it was told who connects") from None
             raise
         told.outcome = await channel.relay(near, dialled=True, **carrying)
 
