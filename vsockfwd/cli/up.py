@@ -41,11 +41,6 @@ def control_address(path: str | None) -> UnixAddress:
     return UnixAddress(os.fsencode(path))
 
 
-def kinds_of(invocation: Invocation) -> dict[str, RuleKind]:
-    """Every kind of rule that the installed modes bring."""
-    return {kind.name: kind for mode in invocation.modes().values() for kind in mode.rules}
-
-
 def up(
     invocation: Invocation,
     config: Annotated[str | None, typer.Option("-c", "--config", metavar="FILE", help="the config file")] = None,
@@ -57,7 +52,7 @@ def up(
     metrics: Metrics = None,
 ) -> int:
     """Run every rule of the config file until told to stop; SIGHUP or `vsockfwd reload` reads the file again."""
-    kinds = kinds_of(invocation)
+    kinds = invocation.kinds()
     path = config_file.find(config)
     first = config_file.load(path, kinds)
     if check:

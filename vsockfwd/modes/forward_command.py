@@ -153,7 +153,7 @@ def _datagrams(invocation: Invocation, flag: str, spec: str, kind: str, target: 
     ends = [str(end).replace("tcp:", "udp:", 1) for end in parse_forward(spec.removesuffix(DATAGRAMS))]
     if not all(end.startswith("udp:") for end in ends):
         raise UsageError(f"{flag} {spec}: {DATAGRAMS} goes with ports alone", hint="vsockfwd dgram knows more")
-    kinds = {known.name: known for mode in invocation.modes().values() for known in mode.rules}
+    kinds = invocation.kinds()
     if kind not in kinds:
         raise UsageError(f"{flag} {spec}: datagrams are carried by a plugin", hint="install vsockfwd-dgram")
     table = {"kind": kind, "name": f"{flag} {spec}", "listen": ends[0], "connect": ends[1], "target": target}
