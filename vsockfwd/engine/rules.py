@@ -504,7 +504,6 @@ class Rules:
                         break
                     work.listening = ()
                     work.set(State.DOWN, error.line())
-                    work.settled.set()
                 else:
                     continue  # the process is to stop
                 if work._total > served:
