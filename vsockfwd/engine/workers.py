@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
-import trio
-
 from vsockfwd.address import Address
+from vsockfwd.engine import Engine
 from vsockfwd.events import Event, Listening, Problem, Report
 from vsockfwd.transport.base import Listener
 from vsockfwd.transport.network import Network
@@ -34,26 +33,21 @@ class Prebound(Network):
         return self._ready.pop(address, None) or await super().listen(address)
 
 
-def bind(network: Network, addresses: Sequence[Address], report: Report, purpose: str) -> Prebound:
+async def bind(engine: Engine, addresses: Sequence[Address], purpose: str) -> Prebound:
     """Listen on addresses before anything is forked, and say so. Raises VsockfwdError."""
-
-    async def listen() -> dict[Address, Sequence[Listener]]:
-        ready: dict[Address, Sequence[Listener]] = {}
-        try:
-            for address in addresses:
-                ready[address] = await network.listen(address)
-        except BaseException:
-            for listeners in ready.values():
-                for listener in listeners:
-                    listener.close()
-            raise
-        return ready
-
-    ready = trio.run(listen)
+    ready: dict[Address, Sequence[Listener]] = {}
+    try:
+        for address in addresses:
+            ready[address] = await engine.network.listen(address)
+    except BaseException:
+        for listeners in ready.values():
+            for listener in listeners:
+                listener.close()
+        raise
     for listeners in ready.values():
         for listener in listeners:
-            report(Listening(str(listener.address), purpose))
-    return Prebound(network, ready)
+            engine.report(Listening(str(listener.address), purpose))
+    return Prebound(engine.network, ready)
 
 
 def unsaid(report: Report) -> Report:

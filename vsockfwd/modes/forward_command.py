@@ -27,7 +27,6 @@ from vsockfwd.plugin import (
     bind,
     open_session,
     read_rule,
-    system_network,
     unsaid,
 )
 
@@ -207,11 +206,15 @@ class _Run:
                 await keeper.come_up()
                 return await self._until_ended(rules)
 
-    async def look(self, engine: Engine) -> None:
-        """Log in, to see whether that can be done. Raises why not."""
+    async def prepare(self, engine: Engine, purpose: str) -> None:
+        """Listen, for those who share it, and log in, to see whether that can be done. Raises why not."""
         if self._target is not None:
             async with open_session(engine, self._target):
                 pass
+        addresses = [place[1] for named in self.rules if (place := named.rule.listens()) is not None]
+        self.network = await bind(engine, addresses, purpose)
+        # Here, since the manager hears the process alone that it started.
+        await engine.service.ready(f"{len(self.rules)} forwards {purpose}")
 
     async def _until_ended(self, rules: Rules) -> int:
         await rules.add_all(self.rules, all_or_none=self._exit_on_failure)
@@ -241,9 +244,7 @@ class _Run:
 def _by_workers(run: _Run, count: int) -> int:
     """The forwards on several processes that share their listeners."""
     invocation = run.invocation
-    invocation.run(run.look)  # what would fail in each of them is told once
-    addresses = [place[1] for named in run.rules if (place := named.rule.listens()) is not None]
-    run.network = bind(system_network(), addresses, invocation.report, f"by {count} processes")
+    invocation.run(run.prepare, f"by {count} processes")  # what would fail in each of them is told once
     run.invocation = dataclasses.replace(invocation, report=unsaid(invocation.report))
     return Workers(count, run, invocation.report).run()
 
