@@ -326,15 +326,18 @@ def from_oserror(error: OSError, what: str, *, hint: str = "") -> VsockfwdError:
     return _BY_ERRNO.get(number, DataError)(f"{what}: {why}", hint=hint, errno=number)
 
 
-def the_one(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def the_one(error: BaseException) -> BaseException:
     """The error that tasks which fail together are to be known by: ours, or the only one there is; else the group.
 
-    Tasks of one job fail together for one reason, so the first of ours is told; a bug among them is not hidden by it.
+    What is no group is itself the one. Tasks of one job fail together for one reason, so the first of ours is told; a
+    bug among them is not hidden by it.
     """
-    ours, others = group.split(VsockfwdError)
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    ours, others = error.split(VsockfwdError)
     if ours is not None and (others is None or others.subgroup(Exception) is None):
         return _first(ours)
-    return _first(group) if _count(group) == 1 else group
+    return _first(error) if _count(error) == 1 else error
 
 
 def _first(error: BaseException) -> BaseException:

@@ -7,10 +7,14 @@ one JSON object whose `event` field is the class name in lower case.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from enum import StrEnum
+from typing import Self
 
 import msgspec
+
+from vsockfwd.errors import VsockfwdError, the_one
 
 
 class Ending(StrEnum):
@@ -163,6 +167,14 @@ class Problem(Event, frozen=True):
     where: str
     why: str
     detail: str = ""
+
+    @classmethod
+    def of(cls, where: str, caught: BaseException) -> Self:
+        """What was caught: an error of ours in its own line, a bug as its kind and words, with the traceback."""
+        error = the_one(caught)
+        if isinstance(error, VsockfwdError):
+            return cls(where, error.line())
+        return cls(where, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(caught)))
 
     def __str__(self) -> str:
         return f"{self.where}: {self.why}"

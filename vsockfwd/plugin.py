@@ -45,10 +45,10 @@ from vsockfwd.engine.agent import Agent, decode_arguments
 from vsockfwd.engine.incoming import Incoming
 from vsockfwd.engine.invocation import Invocation
 from vsockfwd.engine.poll import Poll
-from vsockfwd.engine.proxied import header_for, read_header, send_header
+from vsockfwd.engine.proxied import connected_to, header_for, read_header, send_header
 from vsockfwd.engine.pump import BufferPool
 from vsockfwd.engine.relay import Relays, ending_of, relay
-from vsockfwd.engine.rules import Keeper, Rules, State, Status, Work
+from vsockfwd.engine.rules import Carrying, Keeper, Rules, State, Status, Work
 from vsockfwd.engine.server import Gate, serve_listeners
 from vsockfwd.engine.session import Opened as OpenedStream
 from vsockfwd.engine.session import Session, open_session
@@ -140,6 +140,7 @@ __all__ = [
     "Call",
     "CannotCreate",
     "Carried",
+    "Carrying",
     "Channel",
     "Closed",
     "Code",
@@ -226,6 +227,7 @@ __all__ = [
     "Written",
     "__version__",
     "bind",
+    "connected_to",
     "decode_arguments",
     "ending_of",
     "find_target",

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -43,12 +43,18 @@ def error_of(*words: str, env: dict[str, str] | None = None) -> tuple[int, str]:
 class Server:
     """A command that stays; ended, by its own process id, when the block ends."""
 
-    def __init__(self, *words: str, env: dict[str, str] | None = None, first: str = "listening") -> None:
+    def __init__(
+        self,
+        *words: str,
+        env: dict[str, str] | None = None,
+        first: str = "listening",
+        command: Sequence[str] = COMMAND,
+    ) -> None:
         """`first`: the event by which it shows that it is at work."""
         self.words = words
         self.first = first
         self.process = subprocess.Popen(
-            [*COMMAND, *words, "--json"],
+            [*command, *words, "--json"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -140,6 +141,23 @@ def test_socat_talks_through_a_forward_in_both_directions_and_half_closes(tmp_pa
         server.wait(10)
 
 
+@contextlib.contextmanager
+def carrying(folder: Path, *flags: str) -> Iterator[tuple[Server, Path, socket.socket, socket.socket]]:
+    """A forward that carries one connection: it, where it listens, and the connection's client and server."""
+    path, target = folder / "here.sock", folder / "there.sock"
+    with (
+        socket.socket(socket.AF_UNIX) as server,
+        Server("forward", *flags, f"unix:{path}", f"unix:{target}") as forward,
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        server.bind(str(target))
+        server.listen()
+        client.connect(str(path))
+        served, _ = server.accept()
+        with served:
+            yield forward, path, client, served
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_told_to_stop_the_exit_code_says_whether_a_connection_was_cut_off(tmp_path: Path, number: int, code: int):
     path, target = tmp_path / "here.sock", tmp_path / "there.sock"
@@ -148,54 +166,30 @@ def test_told_to_stop_the_exit_code_says_whether_a_connection_was_cut_off(tmp_pa
         assert forward.signal(number) == 0
         assert not path.exists()
         assert not forward.errors()
-    with (
-        socket.socket(socket.AF_UNIX) as server,
-        Server("forward", "--drain", "0.2", f"unix:{path}", f"unix:{target}") as forward,
-    ):
-        server.bind(str(target))
-        server.listen()
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(path))
-            served, _ = server.accept()
-            with served:
-                forward.process.send_signal(number)
-                wait_until(lambda: not path.exists())
-                client.sendall(b"still served")
-                assert served.recv(100) == b"still served"
-                assert forward.process.wait(10) == code
-                assert forward.wait_for("closed")[0]["outcome"]["ending"] == "stopped"  # type: ignore[index]
+    with carrying(tmp_path, "--drain", "0.2") as (forward, path, client, served):
+        forward.process.send_signal(number)
+        wait_until(lambda: not path.exists())
+        client.sendall(b"still served")
+        assert served.recv(100) == b"still served"
+        assert forward.process.wait(10) == code
+        assert forward.wait_for("closed")[0]["outcome"]["ending"] == "stopped"  # type: ignore[index]
 
 
 def test_a_second_signal_ends_the_draining_at_once(tmp_path: Path):
-    path, target = tmp_path / "here.sock", tmp_path / "there.sock"
-    with (
-        socket.socket(socket.AF_UNIX) as server,
-        Server("forward", "--drain", "600", f"unix:{path}", f"unix:{target}") as forward,
-    ):
-        server.bind(str(target))
-        server.listen()
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(path))
-            served, _ = server.accept()
-            with served:
-                forward.process.send_signal(signal.SIGTERM)
-                wait_until(lambda: not path.exists())
-                assert forward.signal(signal.SIGTERM) == 143
+    with carrying(tmp_path, "--drain", "600") as (forward, path, _, _):
+        forward.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not path.exists())
+        assert forward.signal(signal.SIGTERM) == 143
 
 
 def test_a_connection_that_ends_by_itself_while_we_stop_is_not_cut_off(tmp_path: Path):
-    path, target = tmp_path / "here.sock", tmp_path / "there.sock"
-    with socket.socket(socket.AF_UNIX) as server, Server("forward", f"unix:{path}", f"unix:{target}") as forward:
-        server.bind(str(target))
-        server.listen()
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(path))
-            served, _ = server.accept()
-            forward.process.send_signal(signal.SIGTERM)
-            wait_until(lambda: not path.exists())
-            served.sendall(b"the answer")
-            served.close()
-            assert client.recv(100) == b"the answer"
+    with carrying(tmp_path) as (forward, path, client, served):
+        forward.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not path.exists())
+        served.sendall(b"the answer")
+        served.close()
+        assert client.recv(100) == b"the answer"
+        client.close()
         assert forward.process.wait(10) == 0
 
 

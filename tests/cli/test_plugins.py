@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,13 @@ def shout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
          "--disable-pip-version-check", "--target", str(folder), str(source)],
         check=True, capture_output=True,
     )  # fmt: skip
-    return {"PYTHONPATH": str(folder)}
+    return found_in(folder)
+
+
+def found_in(*folders: Path) -> dict[str, str]:
+    """The environment that finds what is installed there, before what is found already."""
+    before = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": os.pathsep.join([*map(str, folders), *([before] if before else [])])}
 
 
 def test_a_strangers_plugin_brings_a_mode_and_a_command(shout: dict[str, str], tmp_path: Path):
@@ -64,14 +71,14 @@ def test_a_plugin_missing_on_this_side_names_the_package(tmp_path: Path):
     assert done.stderr == "vsockfwd: no command is called 'cp' – pip install vsockfwd-copy\n"
 
 
-def fake(folder: Path, distribution: str, mode: str, module: str) -> dict[str, str]:
-    """A distribution that is no more than its entry points and a module."""
+def fake(folder: Path, distribution: str, mode: str, module: str) -> Path:
+    """A distribution that is no more than its entry points and a module; returns its folder."""
     info = folder / f"{distribution.replace('-', '_')}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[vsockfwd.modes]\n{mode} = {distribution.replace('-', '_')}:MODE\n")
     (folder / f"{distribution.replace('-', '_')}.py").write_text(module)
-    return {"PYTHONPATH": str(folder)}
+    return folder
 
 
 FINE = "from vsockfwd.plugin import Mode\nMODE = Mode({name!r}, 'does nothing')\n"
@@ -91,7 +98,7 @@ FINE = "from vsockfwd.plugin import Mode\nMODE = Mode({name!r}, 'does nothing')\
     ],
 )
 def test_a_broken_plugin_is_listed_with_its_reason_and_harms_nobody(tmp_path: Path, mode: str, module: str, told: str):
-    env = fake(tmp_path / "installed", "vsockfwd-stranger", mode, module)
+    env = found_in(fake(tmp_path / "installed", "vsockfwd-stranger", mode, module))
     done = run("plugins", "--json", env=env)
     assert done.returncode == 1
     rows = json.loads(done.stdout)
@@ -105,8 +112,7 @@ def test_a_broken_plugin_is_listed_with_its_reason_and_harms_nobody(tmp_path: Pa
 
 def test_two_plugins_of_one_name_are_refused_both_named(tmp_path: Path):
     folders = [fake(tmp_path / name, f"vsockfwd-{name}", "twin", FINE.format(name="twin")) for name in ("one", "two")]
-    env = {"PYTHONPATH": ":".join(folder["PYTHONPATH"] for folder in folders)}
-    done = run("plugins", "--json", env=env)
+    done = run("plugins", "--json", env=found_in(*folders))
     (twin,) = [row for row in json.loads(done.stdout) if row["name"] == "twin"]
     assert "vsockfwd-one 1.0" in twin["broken"]
     assert "vsockfwd-two 1.0" in twin["broken"]

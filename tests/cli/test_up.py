@@ -8,6 +8,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,6 +126,26 @@ def test_a_reload_changes_what_changed_and_leaves_connections_of_the_rest_alone(
         client.sendall(b"still here")
         assert neighbour.recv(100) == b"still here"
         neighbour.close()
+
+
+def test_a_reload_that_is_asked_for_while_it_starts_does_not_end_it(tmp_path: Path):
+    code = (
+        "import os, signal, sys\n"
+        "make = os.makedirs\n"
+        "def hang_up(*how, **more):\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    make(*how, **more)\n"
+        "os.makedirs = hang_up\n"
+        "from vsockfwd.cli.main import main\n"
+        "sys.exit(main())\n"
+    )
+    early = Running(tmp_path)
+    early.write("a", "b")
+    words = ("up", "-c", str(early.file), "--metrics", "tcp:localhost:0")  # where to listen is asked of a thread
+    with Server(*words, env=early.env, command=[sys.executable, "-c", code]) as server:
+        server.wait_for("listening", 3)
+        assert list(early.status()) == ["a", "b"]
+        assert server.signal(signal.SIGTERM) == 0
 
 
 def test_a_bad_file_changes_nothing(up: Running):

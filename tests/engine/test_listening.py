@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from tests.engine.world import World, settled
+from tests.engine.world import World, half_closed, settled
 from vsockfwd.address import Address, MemoryAddress, parse
 from vsockfwd.contract import Access, Data, Resource
 from vsockfwd.engine import Engine
@@ -212,26 +212,7 @@ async def test_a_half_close_from_either_side_leaves_the_whole_reply(world: World
         client = await dial(world)
         with trio.fail_after(20):
             here = await server.accept()
-            asks, answers = (client, here) if first == "there" else (here, client)
-            await asks.send_all(b"question")
-            await asks.send_eof()
-            assert await answers.receive_some() == b"question"
-            assert await answers.receive_some() == b""
-
-            async def answer() -> None:
-                for _ in range(10):
-                    await answers.send_all(bytes(1 << 20))
-                await answers.send_eof()
-
-            nursery.start_soon(answer)
-            total = 0
-            while data := await asks.receive_some(1 << 20):
-                total += len(data)
-        assert total == 10 << 20
-        await settled(lambda: len(world.reported(Closed)) == 2)
-        assert all(event.outcome.clean for event in world.reported(Closed))
-        client.close()
-        here.close()
+        await half_closed(world, *((client, here) if first == "there" else (here, client)))
 
 
 async def test_where_nothing_answers_here_the_far_neighbour_is_reset_and_the_agent_says_why(world: World):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from tests.engine.world import World, settled
 from vsockfwd.address import parse
@@ -372,3 +373,20 @@ async def test_a_remote_rule_tells_who_connected_at_the_agents(world: World):
         assert await neighbour.receive_some() == b"question"
         client.close()
         neighbour.close()
+
+
+async def test_a_far_end_that_takes_no_header_is_not_left_open(world: World, monkeypatch: pytest.MonkeyPatch):
+    server = await serving(world)
+    monkeypatch.setattr("vsockfwd.transport.memory.CAPACITY", 0)
+    async with at_work(world, raw(proxy_protocol="v2")):
+        gone, client = await dial(world), await dial(world)
+        (await server.accept()).abort()
+        assert await is_reset(gone)
+        (closed,) = world.reported(Closed)
+        assert closed.outcome.ending is Ending.RESET
+        assert "telling it who connects" in closed.outcome.why
+        neighbour = await server.accept()
+        await trio.testing.wait_all_tasks_blocked()
+    with trio.fail_after(5):
+        assert await is_reset(client)
+        assert await is_reset(neighbour)

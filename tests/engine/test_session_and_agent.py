@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.lowlevel
 
-from tests.engine.world import World, settled
+from tests.engine.world import World, half_closed, settled
 from vsockfwd.address import parse
 from vsockfwd.config import NamedRule
 from vsockfwd.contract import Data, Ended, Mode
@@ -278,27 +278,7 @@ async def test_a_forward_carries_a_half_close_from_either_side_and_the_whole_rep
         await start_forward(world, nursery)
         client = await dial(world)
         neighbour = await server.accept()
-        asks, answers = (client, neighbour) if first == "client" else (neighbour, client)
-        await asks.send_all(b"question")
-        await asks.send_eof()
-        with trio.fail_after(20):
-            assert await answers.receive_some() == b"question"
-            assert await answers.receive_some() == b""
-
-            async def answer() -> None:
-                for _ in range(20):
-                    await answers.send_all(bytes(1 << 20))
-                await answers.send_eof()
-
-            nursery.start_soon(answer)
-            total = 0
-            while data := await asks.receive_some(1 << 20):
-                total += len(data)
-        assert total == 20 << 20
-        await settled(lambda: len(world.reported(Closed)) == 2)
-        assert all(event.outcome.clean for event in world.reported(Closed))
-        client.close()
-        neighbour.close()
+        await half_closed(world, *((client, neighbour) if first == "client" else (neighbour, client)))
         nursery.cancel_scope.cancel()
 
 

@@ -15,9 +15,10 @@ from vsockfwd.contract import Mode
 from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent
 from vsockfwd.engine.server import serve_listeners
-from vsockfwd.events import Event
+from vsockfwd.events import Closed, Event
 from vsockfwd.modes.mode import MODE as FORWARD
 from vsockfwd.policy import Policy
+from vsockfwd.transport.base import Stream
 
 
 @dataclass
@@ -49,3 +50,28 @@ async def settled(condition: Callable[[], bool], seconds: float = 5.0) -> None:
     with trio.fail_after(seconds):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await trio.sleep(0.001)
+
+
+async def half_closed(world: World, asks: Stream, answers: Stream) -> None:
+    """One end asks and has no more to say: the other hears that, and its long reply arrives whole. Closes both."""
+
+    async def answer() -> None:
+        for _ in range(10):
+            await answers.send_all(bytes(1 << 20))
+        await answers.send_eof()
+
+    with trio.fail_after(20):
+        await asks.send_all(b"question")
+        await asks.send_eof()
+        assert await answers.receive_some() == b"question"
+        assert await answers.receive_some() == b""
+        total = 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            while data := await asks.receive_some(1 << 20):
+                total += len(data)
+    assert total == 10 << 20
+    await settled(lambda: len(world.reported(Closed)) == 2)
+    assert all(event.outcome.clean for event in world.reported(Closed))
+    asks.close()
+    answers.close()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import os
+import threading
+
+import pytest
 
 from vsockfwd.events import Closed, Ending, FileDone, Moved, Outcome, Problem
 from vsockfwd.report.lines import JsonReporter, LineReporter
@@ -47,3 +52,21 @@ def test_a_reader_that_went_away_ends_nothing():
     out.close()
     LineReporter(out, 0)(Problem("here", "why"))
     JsonReporter(out, 0)(Problem("here", "why"))
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_reader_that_is_slow_misses_words_for_people_and_no_json_object(blocking: bool):
+    reading, writing = os.pipe()
+    size = fcntl.fcntl(writing, fcntl.F_GETPIPE_SZ)
+    os.write(writing, bytes(size))
+    os.set_blocking(writing, blocking)
+    with open(reading, "rb") as pipe:
+        with open(writing, "w") as out:
+            LineReporter(out, 0)(Problem("here", "dropped"))
+            told = threading.Thread(target=JsonReporter(out, 0), args=[Problem("here", "kept")], daemon=True)
+            told.start()
+            told.join(0.05)
+            assert told.is_alive()
+            assert pipe.read(size) == bytes(size)
+            told.join(10)
+        assert json.loads(pipe.read())["why"] == "kept"

@@ -29,12 +29,13 @@ os.execv(sys.executable, [sys.executable, *words])
 """Becomes another program, with descriptors passed from 3 on, as a service manager's child does."""
 
 
-def activated(sockets: Sequence[socket.socket], names: str, *words: str) -> subprocess.Popen[str]:
+def activated(sockets: Sequence[socket.socket], names: str, *words: str, **more: str) -> subprocess.Popen[str]:
+    """`more`: what else stands in the environment."""
     numbers = [sock.fileno() for sock in sockets]
     return subprocess.Popen(
         [sys.executable, "-c", EXEC, str(len(sockets)), names, *words],
         pass_fds=numbers,
-        env={**os.environ, "PASSED": ",".join(map(str, numbers))},
+        env={**os.environ, "PASSED": ",".join(map(str, numbers)), **more},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -72,6 +73,33 @@ def test_an_agent_serves_on_the_socket_that_was_passed(
         child.terminate()
         ended(child)
     assert (tmp_path / "agent.sock").exists()  # it belongs to who made it
+
+
+def test_workers_share_the_socket_that_was_passed_and_its_manager_hears_of_it(
+    unix_socket: socket.socket, tmp_path: Path
+) -> None:
+    path, target = tmp_path / "agent.sock", tmp_path / "server.sock"
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        server.bind(os.fspath(target))
+        server.listen()
+        manager.bind(os.fspath(tmp_path / "notify"))
+        for sock in (server, manager):
+            sock.settimeout(DEADLINE)
+        words = ("-m", "vsockfwd", "forward", "--workers", "2", "fd:web", f"unix:{target}")
+        child = activated([unix_socket], "web", *words, NOTIFY_SOCKET=os.fspath(tmp_path / "notify"))
+        try:
+            assert manager.recv(4096) == b"READY=1\nSTATUS=1 forwards by 2 processes"
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(os.fspath(path))
+                client.sendall(b"question")
+                neighbour, _ = server.accept()
+                with neighbour:
+                    assert neighbour.recv(100) == b"question"
+        finally:
+            child.terminate()
+            said = ended(child)[1]
+    assert said == f"vsockfwd: listening on unix:{path} by 2 processes\n"
+    assert child.returncode == 0
 
 
 def test_a_name_that_was_not_passed_is_refused_and_those_that_were_are_named(unix_socket: socket.socket) -> None:

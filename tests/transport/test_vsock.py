@@ -268,6 +268,16 @@ async def test_a_guest_sends_in_pieces_that_every_vmm_can_take(
     assert accepted.try_send(big) == size
 
 
+async def test_a_listener_asks_for_its_machines_cid_once_whoever_comes(
+    kernel: type[Kernel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([3])
+    monkeypatch.setattr(vsock, "own_cid", lambda: next(answers))
+    (listener,) = await NET.listen(VsockAddress(CID_ANY, 80))
+    for cid in (5, 6):
+        listener.stream_of(kernel(socket.AF_VSOCK, 0), (cid, 1024))  # type: ignore[attr-defined]
+
+
 async def test_port_0_lets_the_kernel_choose_and_the_choice_is_shown(kernel: type[Kernel]) -> None:
     (listener,) = await NET.listen(VsockAddress(CID_ANY, 0))
     assert asked(kernel, "bind") == [(CID_ANY, 0xFFFF_FFFF)]

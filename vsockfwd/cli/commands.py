@@ -10,8 +10,8 @@ import typer
 from typer.core import TyperGroup
 
 from vsockfwd import __version__
-from vsockfwd.cli.main import PROGRAM
-from vsockfwd.cli.main import call as call_command
+from vsockfwd.cli.call import PROGRAM
+from vsockfwd.cli.call import call as call_command
 from vsockfwd.discovery import command_names, load_command
 from vsockfwd.errors import UsageError
 from vsockfwd.plugin import takes_argv

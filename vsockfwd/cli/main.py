@@ -1,8 +1,7 @@
 """From words to a command's function, and from its errors to one line and an exit code.
 
-The thing to understand first: commands are entry points, and typing one imports one. A command's function takes an
-Invocation and then whatever typer makes of its signature; the flags that all commands share (-v, -q, --json) are put
-in front of that signature here, so that no command repeats them.
+The thing to understand first: commands are entry points, and typing one imports one. How it is called stands in
+call.py; the parser, for those that do not read their own words, in commands.py, which is imported when it is wanted.
 """
 
 from __future__ import annotations
@@ -10,19 +9,12 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from vsockfwd.address import Address
-from vsockfwd.contract import Mode
-from vsockfwd.discovery import find_modes, load_command, working
-from vsockfwd.engine.invocation import Invocation
+from vsockfwd.cli.call import PROGRAM, ReaderGone, call
+from vsockfwd.discovery import load_command
 from vsockfwd.errors import Interrupted, VsockfwdError, from_oserror
-from vsockfwd.events import Problem, Report
-from vsockfwd.report import reporter
 from vsockfwd.report.log import is_journal
-
-PROGRAM = "vsockfwd"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except (_ReaderGone, BrokenPipeError):
+    except (ReaderGone, BrokenPipeError):
         # The reader of our standard output went away, as `head` does: the shell's own exit code for it.
         sys.stdout = None
         return 128 + signal.SIGPIPE
@@ -57,10 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if loud:
             traceback.print_exc()
         return 1
-
-
-class _ReaderGone(Exception):
-    """A BrokenPipeError, out of reach of a parser that makes an exit code of its own of it."""
 
 
 def _say(line: str) -> None:
@@ -79,36 +67,3 @@ def _run(words: list[str]) -> int:
     from vsockfwd.cli.commands import run_typer
 
     return run_typer(words)
-
-
-def call(
-    function: Callable[..., int | None],
-    *words: Any,
-    verbosity: int = 0,
-    quiet: bool = False,
-    json: bool = False,
-    log_format: str | None = None,
-    **own: Any,
-) -> int:
-    """Call a command's function with the invocation that the common flags ask for; returns the exit code."""
-    report = reporter(verbosity, quiet, json, log_format=log_format)
-    try:
-        return function(Invocation(report, json, verbosity, lambda: _modes(report), _targets), *words, **own) or 0
-    except BrokenPipeError:
-        raise _ReaderGone from None
-    finally:
-        report.close()
-
-
-def _targets() -> Mapping[str, Address]:
-    from vsockfwd.cli.config_file import load_targets
-
-    return load_targets()
-
-
-def _modes(report: Report) -> Mapping[str, Mode]:
-    found = find_modes()
-    for item in found:
-        if item.broken:
-            report(Problem(f"mode {item.name} of {item.source}", f"left out: {item.broken}"))
-    return working(found)

@@ -23,6 +23,7 @@ from vsockfwd.engine.rules import Rules, Status
 from vsockfwd.errors import ConfigError, Unreachable, UsageError, VsockfwdError, printable
 from vsockfwd.events import Problem, Reloaded
 from vsockfwd.rule import RuleKind
+from vsockfwd.service import Service
 
 DRAIN = 10.0
 """Seconds that connections are given to end by themselves, once we are told to stop."""
@@ -41,11 +42,6 @@ def control_address(path: str | None) -> UnixAddress:
     return UnixAddress(os.fsencode(path))
 
 
-def kinds_of(invocation: Invocation) -> dict[str, RuleKind]:
-    """Every kind of rule that the installed modes bring."""
-    return {kind.name: kind for mode in invocation.modes().values() for kind in mode.rules}
-
-
 def up(
     invocation: Invocation,
     config: Annotated[str | None, typer.Option("-c", "--config", metavar="FILE", help="the config file")] = None,
@@ -57,7 +53,7 @@ def up(
     metrics: Metrics = None,
 ) -> int:
     """Run every rule of the config file until told to stop; SIGHUP or `vsockfwd reload` reads the file again."""
-    kinds = kinds_of(invocation)
+    kinds = invocation.kinds()
     path = config_file.find(config)
     first = config_file.load(path, kinds)
     if check:
@@ -78,17 +74,16 @@ class _Up:
         self._kinds = kinds
         self._control = control
         self._metrics = metrics
-        self._engine: Engine | None = None
         self._rules: Rules | None = None
+        """Those at work, once the first have begun."""
 
     async def run(self, engine: Engine) -> int:
         _make_directory(self._control)
         async with metered(engine, self._metrics) as engine, Rules(engine, self._first.targets, patient=True) as rules:
-            self._engine, self._rules = engine, rules
-            control = ControlSocket(rules, lambda: self._kinds, self.reload)
-            await rules.nursery.start(control.serve, self._control)
+            await rules.nursery.start(ControlSocket(rules, self._kinds, self.reload).serve, self._control)
             for named in self._first.rules:
                 rules.add(named)
+            self._rules = rules
             await engine.service.ready(f"{len(self._first.rules)} rules of {self._path}")
             await engine.stopping.wait()
             await rules.ended()
@@ -96,28 +91,28 @@ class _Up:
 
     def reload(self) -> tuple[list[str], list[str]]:
         """Read the file again and apply the difference. Raises ConfigError, and then nothing has changed."""
-        assert self._rules is not None
-        assert self._engine is not None
+        assert self._rules is not None  # the control socket answers nobody before the first rules have begun
         config = config_file.load(self._path, self._kinds)
         stopped, started = self._rules.apply(config.rules, config.targets)
-        self._engine.report(Reloaded(str(self._path), stopped, started))
+        self._rules.engine.report(Reloaded(str(self._path), stopped, started))
         return stopped, started
 
     def hung_up(self) -> None:
-        """SIGHUP: as `reload`, whose error is told in the log."""
+        """SIGHUP: as `reload`, whose error is told in the log. While we start, the file was just read."""
+        if self._rules is None:
+            return
+        engine = self._rules.engine
         try:
             self.reload()
         except VsockfwdError as error:
-            assert self._engine is not None
-            self._engine.report(Problem("reload", f"{error.line()}; nothing was changed"))
-        assert self._rules is not None
-        self._rules.nursery.start_soon(self._tell_of_reload)
+            engine.report(Problem("reload", f"{error.line()}; nothing was changed"))
+        self._rules.nursery.start_soon(_tell_of_reload, engine.service)
 
-    async def _tell_of_reload(self) -> None:
-        """A manager that sent SIGHUP waits for both words; in between nothing is left to do."""
-        assert self._engine is not None
-        await self._engine.service.reloading()
-        await self._engine.service.ready()
+
+async def _tell_of_reload(service: Service) -> None:
+    """A manager that sent SIGHUP waits for both words; in between nothing is left to do."""
+    await service.reloading()
+    await service.ready()
 
 
 def _make_directory(control: UnixAddress) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -298,14 +297,13 @@ class Agent:
             if not call.accepted:
                 raise Internal(f"the mode {mode.name} neither accepted nor refused")
         except Exception as caught:  # noqa: BLE001 - a mode's bug ends its own stream, and is told to both sides
-            error = the_one(caught) if isinstance(caught, BaseExceptionGroup) else caught
+            error = the_one(caught)
             name = printable(request.mode)
             if isinstance(error, VsockfwdError):
                 self.engine.report(Problem(str(link.peer), f"{name}: {error.line()}"))
                 await self._end(link, error)
             else:
-                why = f"{type(error).__name__}: {error}"
-                self.engine.report(Problem(f"mode {name}", why, traceback.format_exc()))
+                self.engine.report(Problem.of(f"mode {name}", caught))
                 await self._end(link, Internal(f"the mode {name} failed: see the agent's log"))
 
     def _mode_for(self, request: Open, session: _Session) -> tuple[Mode, int]:

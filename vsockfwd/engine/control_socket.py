@@ -8,7 +8,7 @@ besides, and only root and our own user are answered.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -53,7 +53,7 @@ class ControlSocket:
     def __init__(
         self,
         rules: Rules,
-        kinds: Callable[[], dict[str, RuleKind]],
+        kinds: Mapping[str, RuleKind],
         reload: Callable[[], tuple[list[str], list[str]]],
     ) -> None:
         self._rules = rules
@@ -98,7 +98,7 @@ class ControlSocket:
 
     async def _add(self, request: Request) -> Status:
         """A rule that does not come up at once is not added."""
-        named = read_rule(request.rule, "rule", self._kinds(), self._rules.targets)
+        named = read_rule(request.rule, "rule", self._kinds, self._rules.targets)
         work = self._rules.add(named)
         await work.settled.wait()
         if work.state is not State.UP and work.error is not None:

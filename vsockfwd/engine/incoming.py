@@ -6,7 +6,6 @@ while too many are not, so one that is forgotten would be missing for as long as
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
@@ -148,13 +147,10 @@ class RemoteListener:
             with incoming.scope:
                 await self._handle(incoming)
         except Exception as caught:  # noqa: BLE001 - a bug in one connection's handling must not end the others
-            error = the_one(caught) if isinstance(caught, BaseExceptionGroup) else caught
+            error = the_one(caught)
             denial = error if isinstance(error, VsockfwdError) else Internal("the client failed: see its log")
-            if denial is not error:
-                why = f"{type(error).__name__}: {error}"
-                self._report(Problem(str(incoming.peer), why, traceback.format_exc()))
-            elif incoming.answered:
-                self._report(Problem(str(incoming.peer), denial.line()))
+            if denial is not error or incoming.answered:
+                self._report(Problem.of(str(incoming.peer), caught))
         finally:
             self._handling.discard(incoming)
         if not incoming.scope.cancelled_caught:

@@ -19,6 +19,7 @@ from vsockfwd.contract import Mode
 from vsockfwd.engine import Engine
 from vsockfwd.errors import Interrupted, the_one
 from vsockfwd.events import Report
+from vsockfwd.rule import RuleKind
 from vsockfwd.service import Service, take
 from vsockfwd.transport.network import Network, system_network
 
@@ -38,6 +39,10 @@ class Invocation:
     verbosity: int
     modes: Callable[[], Mapping[str, Mode]]
     targets: Callable[[], Mapping[str, Address]] = dict
+
+    def kinds(self) -> dict[str, RuleKind]:
+        """Every kind of rule that the installed modes bring, by name."""
+        return {kind.name: kind for mode in self.modes().values() for kind in mode.rules}
 
     def target(self, text: str, port: int | None = None) -> Address:
         """Read a TARGET: an address, a CID, or a name that the config file has. Raises AddressError, ConfigError."""

@@ -27,10 +27,10 @@ def header_for(accepted: Stream, source: Identity | None = None) -> bytes:
 
     `source`: whose connection it really is, where the client itself said so in a header (`read_header`).
     """
-    return header(source or accepted.peer, _connected_to(accepted))
+    return header(source or accepted.peer, connected_to(accepted))
 
 
-def _connected_to(accepted: Stream) -> NetworkPeer | bytes | None:
+def connected_to(accepted: Stream) -> NetworkPeer | bytes | None:
     """Where the client of an accepted stream connected to, as far as a PROXY header has words for it."""
     sock = accepted.sock
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
@@ -45,11 +45,17 @@ def _connected_to(accepted: Stream) -> NetworkPeer | bytes | None:
 
 
 async def send_header(stream: Stream, source: Identity, destination: NetworkPeer | bytes | None = None) -> None:
-    """Introduce `source` on a stream that was just dialled, before anything else is sent. Raises Reset, DataError."""
+    """Introduce `source` on a stream that was just dialled, before anything else is sent.
+
+    Raises Reset, DataError; the stream is aborted then, and where this is cancelled.
+    """
     try:
         await push(stream, memoryview(header(source, destination)))
-    except Broken as broken:
-        raise from_oserror(broken.error, stream.name) from None
+    except BaseException as error:
+        stream.abort()
+        if isinstance(error, Broken):
+            raise from_oserror(error.error, f"{stream.name}: telling it who connects") from None
+        raise
 
 
 async def read_header(stream: Stream, deadline: float = HEADER_DEADLINE) -> Identity:

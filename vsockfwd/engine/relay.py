@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import time
-import traceback
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -243,9 +242,9 @@ class Relays:
         try:
             outcome = await _InTasks(relay, self._idle, self._half_open).run()
         except Exception as bug:  # noqa: BLE001 - it must not end the others
-            why = f"{type(bug).__name__}: {bug}"
-            self._report(Problem(relay.near.name, why, traceback.format_exc()))
-            outcome = Outcome(Ending.FAILED, "", why)
+            problem = Problem.of(relay.near.name, bug)
+            self._report(problem)
+            outcome = Outcome(Ending.FAILED, "", problem.why)
         finally:
             self.live.discard(relay)
             ended(outcome)
@@ -309,9 +308,9 @@ class _Watched:
                 relay.note(broken)
                 self._over()
         except Exception as bug:  # noqa: BLE001 - it must not end the others
-            why = f"{type(bug).__name__}: {bug}"
-            self._group._report(Problem(relay.near.name, why, traceback.format_exc()))
-            relay.failure = (Ending.FAILED, "", why)
+            problem = Problem.of(relay.near.name, bug)
+            self._group._report(problem)
+            relay.failure = (Ending.FAILED, "", problem.why)
             self._over()
 
     def _watch_room(self, sink: Stream) -> None:

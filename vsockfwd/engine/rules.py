@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, TypedDict
 
 import msgspec
 import trio
@@ -25,7 +25,7 @@ from vsockfwd.engine.backoff import Backoff
 from vsockfwd.engine.server import AtOnce, Gate, Handler, serve_listeners
 from vsockfwd.engine.session import Session
 from vsockfwd.errors import ConfigError, NotFound, VsockfwdError, the_one
-from vsockfwd.events import Closed, Denied, Event, Listening, Opened, RuleChanged
+from vsockfwd.events import Closed, Denied, Event, Listening, Opened, Problem, RuleChanged
 from vsockfwd.identity import Identity
 from vsockfwd.rule import MOST_CONNECTIONS, ForwardRule
 from vsockfwd.transport.base import Listener, Stream
@@ -53,6 +53,14 @@ class Live(Protocol):
     def sent(self) -> int: ...
     @property
     def received(self) -> int: ...
+
+
+class Carrying(TypedDict, total=False):
+    """What every relay takes, whatever it joins: see engine/relay.py. Times are seconds."""
+
+    idle: float
+    half_open: float
+    live: set[Any]
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -96,6 +104,12 @@ class Keeper:
             self.up, self.why = up, why
             self._changed.set()
             self._changed = trio.Event()
+
+    async def come_up(self) -> None:
+        """Be up, for those who want that at once. Raises why the login failed."""
+        await self.session.login()
+        while not self.up:
+            await self.changed()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -144,6 +158,11 @@ class Work:
         self._of_peer: dict[object, int] = {}
 
     # --- for kinds
+
+    @property
+    def carrying(self) -> Carrying:
+        """What relays are to be told of the rule: how long they may be silent, and where they are counted."""
+        return {"idle": self._limits.idle_timeout, "half_open": self._limits.half_open_timeout, "live": self.live}
 
     async def listen(self, address: Address, purpose: str) -> list[Listener]:
         """Open the listeners of an address, and say so. Raises VsockfwdError."""
@@ -414,6 +433,19 @@ class Rules:
         self.nursery.start_soon(self._supervise, work)
         return work
 
+    async def add_all(self, rules: Sequence[NamedRule], *, all_or_none: bool) -> None:
+        """Start rules and wait until each has come up or failed, by itself; who failed is reported.
+
+        Raises the first one's error where every one failed, or with `all_or_none` where any did.
+        """
+        works = [self.add(named) for named in rules]
+        await self.settled()
+        failed = [(work.name, work.error) for work in works if work.state is State.FAILED and work.error is not None]
+        if failed and (all_or_none or len(failed) == len(works)):
+            raise failed[0][1]
+        for name, error in failed:
+            self.engine.report(Problem(name, error.line()))
+
     def remove(self, name: str) -> None:
         """Stop a rule; its connections are reset. Raises NotFound."""
         work = self.works.pop(name, None)
@@ -472,7 +504,6 @@ class Rules:
                         break
                     work.listening = ()
                     work.set(State.DOWN, error.line())
-                    work.settled.set()
                 else:
                     continue  # the process is to stop
                 if work._total > served:

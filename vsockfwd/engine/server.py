@@ -6,12 +6,11 @@ A listener's loop never awaits a handler: a dial that takes seconds delays nobod
 from __future__ import annotations
 
 import errno
-import traceback
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from vsockfwd.errors import VsockfwdError, from_oserror, the_one
+from vsockfwd.errors import from_oserror
 from vsockfwd.events import Problem, Report
 from vsockfwd.transport.base import Listener, Stream
 
@@ -161,7 +160,7 @@ async def contain(handler: Handler, stream: Stream, report: Report, gate: Gate) 
         await handler(stream)
         stream.close()
     except Exception as caught:  # noqa: BLE001 - a bug in one connection's handling must not end the others
-        _tell(caught, stream, report)
+        report(Problem.of(stream.name, caught))
     finally:
         stream.abort()
         gate.leave()
@@ -172,15 +171,7 @@ def _taken(at_once: AtOnce, stream: Stream, report: Report, gate: Gate) -> bool:
     try:
         return at_once(stream, gate.leave)
     except Exception as caught:  # noqa: BLE001 - as there
-        _tell(caught, stream, report)
+        report(Problem.of(stream.name, caught))
         stream.abort()
         gate.leave()
         return True
-
-
-def _tell(caught: Exception, stream: Stream, report: Report) -> None:
-    error = the_one(caught) if isinstance(caught, BaseExceptionGroup) else caught
-    if isinstance(error, VsockfwdError):
-        report(Problem(stream.name, error.line()))
-    else:
-        report(Problem(stream.name, f"{type(error).__name__}: {error}", traceback.format_exc()))

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
-import trio
-
 from vsockfwd.address import Address
+from vsockfwd.engine import Engine
 from vsockfwd.events import Event, Listening, Problem, Report
 from vsockfwd.transport.base import Listener
 from vsockfwd.transport.network import Network
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 SOON = 1.0
 """Seconds: a worker that ends sooner after its start would do so again, so it is not replaced."""
@@ -34,26 +35,21 @@ class Prebound(Network):
         return self._ready.pop(address, None) or await super().listen(address)
 
 
-def bind(network: Network, addresses: Sequence[Address], report: Report, purpose: str) -> Prebound:
+async def bind(engine: Engine, addresses: Sequence[Address], purpose: str) -> Prebound:
     """Listen on addresses before anything is forked, and say so. Raises VsockfwdError."""
-
-    async def listen() -> dict[Address, Sequence[Listener]]:
-        ready: dict[Address, Sequence[Listener]] = {}
-        try:
-            for address in addresses:
-                ready[address] = await network.listen(address)
-        except BaseException:
-            for listeners in ready.values():
-                for listener in listeners:
-                    listener.close()
-            raise
-        return ready
-
-    ready = trio.run(listen)
+    ready: dict[Address, Sequence[Listener]] = {}
+    try:
+        for address in addresses:
+            ready[address] = await engine.network.listen(address)
+    except BaseException:
+        for listeners in ready.values():
+            for listener in listeners:
+                listener.close()
+        raise
     for listeners in ready.values():
         for listener in listeners:
-            report(Listening(str(listener.address), purpose))
-    return Prebound(network, ready)
+            engine.report(Listening(str(listener.address), purpose))
+    return Prebound(engine.network, ready)
 
 
 def unsaid(report: Report) -> Report:
@@ -78,7 +74,7 @@ class Workers:
 
     def run(self) -> int:
         """Until told to stop, or until workers fail at their start; the exit code is the first that is not 0."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in _STOPPING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._pass_on)
         for _ in range(self._count):
@@ -90,6 +86,8 @@ class Workers:
             if began is None:
                 continue  # nobody of ours: a child that we were started with
             ended = os.waitstatus_to_exitcode(status)
+            if self._stopping and -ended in _STOPPING:
+                continue  # not yet or no more at work, where it would have heeded the signal and ended with a code
             ended = 128 - ended if ended < 0 else ended
             if self._stopping:
                 code = code or ended
@@ -104,7 +102,7 @@ class Workers:
     def _begin(self) -> None:
         pid = os.fork()
         if not pid:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in _STOPPING:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     signal.signal(number, signal.SIG_DFL)
             raise _InWorker(self._work())

@@ -8,12 +8,12 @@ goes into it before anything that comes later.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import msgspec
 import trio
 
-from vsockfwd.modes.forward import NAME, Connect, connection
+from vsockfwd.modes.forward import NAME, Connect, taken
 from vsockfwd.modes.greeting import Declined, Greeting
 from vsockfwd.modes.http_connect import HEAD_LIMIT, HttpConnect
 from vsockfwd.modes.socks import VERSION_4, VERSION_5, Socks4, Socks5
@@ -21,6 +21,7 @@ from vsockfwd.plugin import (
     HERE,
     Address,
     AgentRule,
+    Carrying,
     Channel,
     Code,
     Ending,
@@ -61,11 +62,10 @@ class DynamicRule(AgentRule, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 async def run_dynamic(work: Work, rule: DynamicRule) -> None:
     """Carry every connection taken to the agent, which dials where its client asks to go."""
-    carrying = {"idle": rule.idle_timeout, "half_open": rule.half_open_timeout, "live": work.live}
     async with work.keeper(rule.target) as keeper:
 
         async def handle(near: Stream) -> None:
-            await serve_client(work.engine, keeper.session, near, work.name, **carrying)
+            await serve_client(work.engine, keeper.session, near, work.name, **work.carrying)
 
         purpose = f"for SOCKS and HTTP CONNECT through {rule.target}"
         await work.listen_and_serve(keeper, rule.when_down, rule.listen.value, purpose, handle)
@@ -74,7 +74,7 @@ async def run_dynamic(work: Work, rule: DynamicRule) -> None:
 DYNAMIC = RuleKind("dynamic", DynamicRule, run_dynamic)
 
 
-async def serve_client(engine: Engine, session: Session, near: Stream, rule: str, **carrying: Any) -> None:
+async def serve_client(engine: Engine, session: Session, near: Stream, rule: str, **carrying: Unpack[Carrying]) -> None:
     """Serve one client to its end; what is reported of it is the rule's, "to" where it went.
 
     `carrying` is what the channel's `relay` takes: `idle`, `half_open`, `live`. Raises TimedOut and PeerBrokeProtocol
@@ -88,7 +88,7 @@ async def serve_client(engine: Engine, session: Session, near: Stream, rule: str
         return
     except (EOFError, trio.BrokenResourceError):
         return  # gone before it asked, as those do who look whether a port is open
-    with connection(engine, f"{rule} to {asked.bare()}", near.peer, lambda _: near.abort()) as told:
+    with taken(engine, f"{rule} to {asked.bare()}", near) as told:
         channel = await _open(session, near, greeting, asked)
         told.outcome = await _carry(channel, near, greeting, carrying)
 
@@ -141,7 +141,7 @@ async def _open(session: Session, near: Stream, greeting: Greeting, asked: TcpAd
         raise
 
 
-async def _carry(channel: Channel, near: Stream, greeting: Greeting, carrying: dict[str, Any]) -> Outcome:
+async def _carry(channel: Channel, near: Stream, greeting: Greeting, carrying: Carrying) -> Outcome:
     """Tell the client that its connection stands, and carry."""
     early = greeting.early
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Unpack
 
 import msgspec
 import trio
@@ -20,6 +20,7 @@ from vsockfwd.plugin import (
     Address,
     AgentRule,
     Call,
+    Carrying,
     Closed,
     Ending,
     Engine,
@@ -31,7 +32,6 @@ from vsockfwd.plugin import (
     Opened,
     Outcome,
     Relays,
-    Reset,
     Resource,
     RuleKind,
     State,
@@ -40,11 +40,12 @@ from vsockfwd.plugin import (
     VsockfwdError,
     WhenDown,
     Work,
+    connected_to,
     decode_arguments,
     ending_of,
-    header,
     header_for,
     read_header,
+    send_header,
 )
 
 NAME = "forward"
@@ -142,9 +143,7 @@ async def run_raw(work: Work, rule: RawRule) -> None:
     engine, name, connect = work.engine, work.name, rule.connect.value
     listeners = await work.listen(rule.listen.value, f"→ {connect.bare()}")
 
-    async with Relays(
-        engine.buffers, engine.report, live=work.live, idle=rule.idle_timeout, half_open=rule.half_open_timeout
-    ) as relays:
+    async with Relays(engine.buffers, engine.report, **work.carrying) as relays:
 
         def begin(near: Stream, far: Stream, leave: Callable[[], None]) -> None:
             peer = str(near.peer)
@@ -159,9 +158,8 @@ async def run_raw(work: Work, rule: RawRule) -> None:
             try:
                 far = engine.network.connect_now(connect)
             except VsockfwdError as error:
-                engine.report(Opened(name, str(near.peer)))
-                near.abort()
-                engine.report(Closed(name, str(near.peer), Outcome(ending_of(error.code), "", error.line())))
+                with taken(engine, name, near):
+                    raise error
                 leave()
                 return True
             if far is None:
@@ -171,11 +169,11 @@ async def run_raw(work: Work, rule: RawRule) -> None:
             return True
 
         async def handle(near: Stream) -> None:
-            with connection(engine, name, near.peer, lambda _: near.abort()) as told:
+            with taken(engine, name, near) as told:
                 source = await read_header(near) if rule.accept_proxy else near.peer
                 far = await engine.network.connect(connect)
                 if rule.proxy_protocol:
-                    await introduce(near, source, far)
+                    await send_header(far, source, connected_to(near))
                 over = trio.Event()
                 told.by_another = True
                 begin(near, far, over.set)
@@ -185,15 +183,6 @@ async def run_raw(work: Work, rule: RawRule) -> None:
         await work.serve(listeners, handle, None if headers else at_once)
 
 
-async def introduce(near: Stream, source: Identity, far: Stream) -> None:
-    """Tell who connected, on a stream that was just dialled. Raises what ends the connection; then `far` is closed."""
-    try:
-        await far.send_all(header_for(near, source))
-    except trio.BrokenResourceError:
-        far.abort()
-        raise Reset(f"{far.name}: closed before it was told who connects") from None
-
-
 async def run_local(work: Work, rule: LocalRule) -> None:
     """Carry every connection taken to the agent, which dials `connect`."""
     connect = Connect(str(rule.connect.value))
@@ -201,14 +190,12 @@ async def run_local(work: Work, rule: LocalRule) -> None:
     async with work.keeper(rule.target) as keeper:
 
         async def handle(near: Stream) -> None:
-            with connection(work.engine, work.name, near.peer, lambda _: near.abort()) as told:
+            with taken(work.engine, work.name, near) as told:
                 source = await read_header(near) if rule.accept_proxy else near.peer
                 opened = await keeper.session.open(NAME, connect)
                 if rule.proxy_protocol:
                     await opened.channel.send(header_for(near, source))
-                told.outcome = await opened.channel.relay(
-                    near, idle=rule.idle_timeout, half_open=rule.half_open_timeout, live=work.live
-                )
+                told.outcome = await opened.channel.relay(near, **work.carrying)
 
         await work.listen_and_serve(keeper, rule.when_down, rule.listen.value, purpose, handle)
 
@@ -216,14 +203,13 @@ async def run_local(work: Work, rule: LocalRule) -> None:
 async def run_remote(work: Work, rule: RemoteRule) -> None:
     """Have the agent listen, and join every connection taken there to a new one to `connect`."""
     engine, connect = work.engine, rule.connect.value
-    carrying = {"idle": rule.idle_timeout, "half_open": rule.half_open_timeout, "live": work.live}
 
     async def handle(incoming: Incoming) -> None:
         with work.admitted(incoming.peer) as why:
             if why:
                 incoming.deny(NotAllowed(why))
             else:
-                await carry_incoming(engine, work.name, incoming, connect, bool(rule.proxy_protocol), **carrying)
+                await carry_incoming(engine, work.name, incoming, connect, bool(rule.proxy_protocol), **work.carrying)
 
     def listening(bound: str) -> None:
         work.listening += (bound,)
@@ -243,7 +229,12 @@ async def run_remote(work: Work, rule: RemoteRule) -> None:
 
 
 async def carry_incoming(
-    engine: Engine, rule: str, incoming: Incoming, connect: Address, introduced: bool = False, **carrying: Any
+    engine: Engine,
+    rule: str,
+    incoming: Incoming,
+    connect: Address,
+    introduced: bool = False,
+    **carrying: Unpack[Carrying],
 ) -> None:
     """Join a connection that was taken at the agent's to a new one to `connect`.
 
@@ -254,12 +245,10 @@ async def carry_incoming(
         near = await engine.network.connect(connect)
         try:
             if introduced:
-                await near.send_all(header(incoming.peer))
+                await send_header(near, incoming.peer)
             channel = await incoming.fetch()
-        except BaseException as error:
+        except BaseException:
             near.abort()
-            if isinstance(error, trio.BrokenResourceError):
-                raise Reset(f"{near.name}: closed before it was told who connects") from None
             raise
         told.outcome = await channel.relay(near, dialled=True, **carrying)
 
@@ -286,6 +275,11 @@ def connection(engine: Engine, rule: str, peer: Identity, refuse: Callable[[Vsoc
     finally:
         if not told.by_another:
             engine.report(Closed(rule, str(peer), told.outcome))
+
+
+def taken(engine: Engine, rule: str, near: Stream) -> contextlib.AbstractContextManager[_Told]:
+    """`connection`, of a stream that was taken here: its refusal is a reset."""
+    return connection(engine, rule, near.peer, lambda _: near.abort())
 
 
 RAW = RuleKind("raw", RawRule, run_raw)

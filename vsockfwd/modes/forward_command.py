@@ -20,17 +20,13 @@ from vsockfwd.plugin import (
     Invocation,
     NamedRule,
     Network,
-    Problem,
     Rules,
-    State,
     StreamEnd,
     UsageError,
-    Work,
     Workers,
     bind,
     open_session,
     read_rule,
-    system_network,
     unsaid,
 )
 
@@ -156,7 +152,7 @@ def _datagrams(invocation: Invocation, flag: str, spec: str, kind: str, target: 
     ends = [str(end).replace("tcp:", "udp:", 1) for end in parse_forward(spec.removesuffix(DATAGRAMS))]
     if not all(end.startswith("udp:") for end in ends):
         raise UsageError(f"{flag} {spec}: {DATAGRAMS} goes with ports alone", hint="vsockfwd dgram knows more")
-    kinds = {known.name: known for mode in invocation.modes().values() for known in mode.rules}
+    kinds = invocation.kinds()
     if kind not in kinds:
         raise UsageError(f"{flag} {spec}: datagrams are carried by a plugin", hint="install vsockfwd-dgram")
     table = {"kind": kind, "name": f"{flag} {spec}", "listen": ends[0], "connect": ends[1], "target": target}
@@ -207,36 +203,27 @@ class _Run:
                 return await self._until_ended(rules)
             async with rules.keeper(self._target) as keeper:
                 # A target that is not there when a person asks for it is an error; later it is waited for.
-                await keeper.session.login()
-                while not keeper.up:
-                    await keeper.changed()
+                await keeper.come_up()
                 return await self._until_ended(rules)
 
-    async def look(self, engine: Engine) -> None:
-        """Log in, to see whether that can be done. Raises why not."""
+    async def prepare(self, engine: Engine, purpose: str) -> None:
+        """Listen, for those who share it, and log in, to see whether that can be done. Raises why not."""
         if self._target is not None:
             async with open_session(engine, self._target):
                 pass
+        addresses = [place[1] for named in self.rules if (place := named.rule.listens()) is not None]
+        self.network = await bind(engine, addresses, purpose)
+        # Here, since the manager hears the process alone that it started.
+        await engine.service.ready(f"{len(self.rules)} forwards {purpose}")
 
     async def _until_ended(self, rules: Rules) -> int:
-        works = [rules.add(named) for named in self.rules]
-        await rules.settled()
-        self._complain(rules, works)
-        await rules.engine.service.ready(f"{len(works)} forwards")
+        await rules.add_all(self.rules, all_or_none=self._exit_on_failure)
+        await rules.engine.service.ready(f"{len(self.rules)} forwards")
         self.ready()
         if self._command:
             return await self._run_command()
         await rules.ended()
         return 0
-
-    def _complain(self, rules: Rules, works: list[Work]) -> None:
-        """Each comes up or fails by itself; at least one must come up."""
-        failed = [work for work in works if work.state is State.FAILED]
-        errors = [work.error for work in failed if work.error is not None]
-        if errors and (len(failed) == len(works) or self._exit_on_failure):
-            raise errors[0]
-        for work, error in zip(failed, errors, strict=True):
-            rules.engine.report(Problem(work.name, error.line()))
 
     async def _run_command(self) -> int:
         try:
@@ -257,9 +244,7 @@ class _Run:
 def _by_workers(run: _Run, count: int) -> int:
     """The forwards on several processes that share their listeners."""
     invocation = run.invocation
-    invocation.run(run.look)  # what would fail in each of them is told once
-    addresses = [place[1] for named in run.rules if (place := named.rule.listens()) is not None]
-    run.network = bind(system_network(), addresses, invocation.report, f"by {count} processes")
+    invocation.run(run.prepare, f"by {count} processes")  # what would fail in each of them is told once
     run.invocation = dataclasses.replace(invocation, report=unsaid(invocation.report))
     return Workers(count, run, invocation.report).run()
 

@@ -62,28 +62,26 @@ class LineReporter:
 
 
 class JsonReporter:
-    """One JSON object a line."""
+    """One JSON object a line. None is dropped: a program that asked for them is waited for."""
 
     def __init__(self, out: TextIO, verbosity: int) -> None:
         self.out = out
         self.verbosity = max(verbosity, 1)
 
     def __call__(self, event: Event) -> None:
-        if level(event) > self.verbosity:
-            return
-        try:
-            self.out.write(json_of(event) + "\n")  # in one piece: other processes may write there too
-            self.out.flush()
-        except (OSError, ValueError):
-            pass  # nobody reads our words any more: the work goes on
+        if level(event) <= self.verbosity:
+            put_line(self.out, json_of(event), wait=True)
 
     def close(self) -> None:
         """Nothing is held back."""
 
 
-def put_line(out: TextIO, line: str) -> None:
-    """Write a line if that can be done without waiting: who does not read what we say must not stop the work."""
-    if not _takes_more(out):
+def put_line(out: TextIO, line: str, *, wait: bool = False) -> None:
+    """Write a line. Where the reader has no room for it now it is waited for, or else the line is dropped.
+
+    What is said to people is dropped: who does not read it must not stop the work.
+    """
+    if not _takes_more(out, wait):
         return
     try:
         out.write(line + "\n")  # in one piece: other processes may write there too
@@ -92,7 +90,7 @@ def put_line(out: TextIO, line: str) -> None:
         pass  # nobody reads our words any more: the work goes on
 
 
-def _takes_more(out: TextIO) -> bool:
+def _takes_more(out: TextIO, wait: bool) -> bool:
     """Whether a line can be written without waiting for a reader: poll(2) says so for PIPE_BUF bytes."""
     try:
         number = out.fileno()
@@ -100,7 +98,7 @@ def _takes_more(out: TextIO) -> bool:
         return True
     poll = select.poll()
     poll.register(number, select.POLLOUT)
-    return bool(poll.poll(0))
+    return bool(poll.poll(None if wait else 0))
 
 
 def json_of(event: Event) -> str:

@@ -7,13 +7,15 @@ connecting to it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import stat
 import struct
-from collections.abc import Sequence
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 from vsockfwd.address import AbstractAddress, Address, UnixAddress
 from vsockfwd.errors import CannotCreate, Refused, Unreachable, VsockfwdError
@@ -29,6 +31,8 @@ from vsockfwd.transport.base import (
     connect_socket,
     listen_failed,
 )
+
+A = TypeVar("A", UnixAddress, AbstractAddress)
 
 FEATURES = Features(half_close=True, reset=False)
 PRIVATE = 0o600
@@ -75,32 +79,35 @@ class UnixListener(SocketListener):
 
 def connect_unix_now(sockaddr: bytes, address: Address) -> socket.socket | None:
     """Connect to a UNIX socket, or None where its backlog is full. Raises VsockfwdError."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        sock.connect(sockaddr)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-    except BlockingIOError:
-        sock.close()
-        return None
-    except OSError as error:
-        sock.close()
-        raise _connect_error(error, address) from None
-    return sock
+    with _connecting(address) as sock:
+        try:
+            sock.connect(sockaddr)
+        except BlockingIOError:
+            sock.close()
+            return None
+        return sock
 
 
 async def connect_unix(sockaddr: bytes, address: Address) -> socket.socket:
     """Connect to a UNIX socket. Raises VsockfwdError."""
+    with _connecting(address) as sock:
+        await connect_socket(sock, sockaddr, address)
+        return sock
+
+
+@contextlib.contextmanager
+def _connecting(address: Address) -> Iterator[socket.socket]:
+    """A socket to connect in the block; where that fails it is closed, and the kernel's reason is a VsockfwdError."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        await connect_socket(sock, sockaddr, address)
+        yield sock
     except OSError as error:
         sock.close()
         raise _connect_error(error, address) from None
     except BaseException:
         sock.close()
         raise
-    return sock
 
 
 def _connect_error(error: OSError, address: Address) -> VsockfwdError:
@@ -156,16 +163,30 @@ def listen_unix_failed(error: OSError, address: Address) -> VsockfwdError:
     return listen_failed(error, address, hint)
 
 
-class UnixTransport(Transport[UnixAddress]):
+class _Transport(Transport[A]):
+    """What the two have in common: all but their names, and what listening takes."""
+
+    @abstractmethod
+    def sockaddr(self, address: A) -> bytes:
+        """The name that the kernel is given."""
+
+    def connect_now(self, address: A) -> Stream | None:
+        sock = connect_unix_now(self.sockaddr(address), address)
+        return None if sock is None else _stream(sock, address)
+
+    async def connect(self, address: A, *, privileged: bool = False) -> Stream:
+        return _stream(await connect_unix(self.sockaddr(address), address), address)
+
+
+def _stream(sock: socket.socket, address: Address) -> Stream:
+    return SocketStream(sock, FEATURES, credentials(sock), address.bare())
+
+
+class UnixTransport(_Transport[UnixAddress]):
     """`unix:`"""
 
-    def connect_now(self, address: UnixAddress) -> Stream | None:
-        sock = connect_unix_now(address.path, address)
-        return None if sock is None else SocketStream(sock, FEATURES, credentials(sock), address.bare())
-
-    async def connect(self, address: UnixAddress, *, privileged: bool = False) -> Stream:
-        sock = await connect_unix(address.path, address)
-        return SocketStream(sock, FEATURES, credentials(sock), address.bare())
+    def sockaddr(self, address: UnixAddress) -> bytes:
+        return address.path
 
     async def listen(self, address: UnixAddress) -> Sequence[UnixListener]:
         try:
@@ -174,21 +195,16 @@ class UnixTransport(Transport[UnixAddress]):
             raise listen_unix_failed(error, address) from None
 
 
-class AbstractTransport(Transport[AbstractAddress]):
+class AbstractTransport(_Transport[AbstractAddress]):
     """`abstract:`"""
 
-    def connect_now(self, address: AbstractAddress) -> Stream | None:
-        sock = connect_unix_now(b"\0" + address.name, address)
-        return None if sock is None else SocketStream(sock, FEATURES, credentials(sock), address.bare())
-
-    async def connect(self, address: AbstractAddress, *, privileged: bool = False) -> Stream:
-        sock = await connect_unix(b"\0" + address.name, address)
-        return SocketStream(sock, FEATURES, credentials(sock), address.bare())
+    def sockaddr(self, address: AbstractAddress) -> bytes:
+        return b"\0" + address.name
 
     async def listen(self, address: AbstractAddress) -> Sequence[UnixListener]:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            sock.bind(b"\0" + address.name)
+            sock.bind(self.sockaddr(address))
             sock.listen(address.option("backlog", BACKLOG))
         except OSError as error:
             sock.close()

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import os
 import random
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -132,20 +133,23 @@ def _bind_privileged(sock: socket.socket) -> None:
         return
 
 
-def through_a_device(peer_cid: int) -> bool:
-    """Whether what is sent to that CID leaves this machine through the vsock device of its hypervisor."""
+def through_a_device(peer_cid: int, ask: Callable[[], int | None]) -> bool:
+    """Whether what is sent to that CID leaves this machine through the vsock device of its hypervisor.
+
+    `ask`: for this machine's own CID, where that decides it.
+    """
     if peer_cid in (CID_LOCAL, CID_HOST):
         return peer_cid == CID_HOST
-    own = own_cid()
+    own = ask()
     return own is not None and CID_HOST < own < CID_ANY
 
 
 class VsockStream(SocketStream):
     """A vsock connection."""
 
-    def __init__(self, sock: socket.socket, peer: VsockPeer, name: str) -> None:
+    def __init__(self, sock: socket.socket, peer: VsockPeer, name: str, ask: Callable[[], int | None]) -> None:
         super().__init__(sock, FEATURES, peer, name)
-        if through_a_device(peer.cid):
+        if through_a_device(peer.cid, ask):
             self.try_send = self._try_send_packet  # type: ignore[method-assign]
             self.try_send_parts = self._try_send_first  # type: ignore[method-assign]
 
@@ -159,9 +163,14 @@ class VsockStream(SocketStream):
 class VsockListener(SocketListener):
     """A vsock listener. The peer's address is there at accept only."""
 
+    def __init__(self, sock: socket.socket, address: VsockAddress) -> None:
+        super().__init__(sock, address)
+        # Once, and not before somebody has come: a guest's driver may be loaded after its agent.
+        self._own_cid = functools.cache(own_cid)
+
     def stream_of(self, sock: socket.socket, peer: Any) -> Stream:
         who = VsockPeer(*peer)
-        return VsockStream(sock, who, str(who))
+        return VsockStream(sock, who, str(who), self._own_cid)
 
 
 class VsockTransport(Transport[VsockAddress]):
@@ -197,7 +206,7 @@ class VsockTransport(Transport[VsockAddress]):
         except BaseException:
             sock.close()
             raise
-        return VsockStream(sock, VsockPeer(address.cid, address.port), address.bare())
+        return VsockStream(sock, VsockPeer(address.cid, address.port), address.bare(), own_cid)
 
     async def listen(self, address: VsockAddress) -> Sequence[VsockListener]:
         sock = _vsock(address)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vsockfwd.plugin import Address, Engine, Invocation, NamedRule, Problem, RuleKind, Rules, State, UsageError
+from vsockfwd.plugin import Address, Engine, Invocation, NamedRule, RuleKind, Rules, UsageError
 from vsockfwd_dgram.client import DATAGRAM, FLOWS, REMOTE_DATAGRAM
 from vsockfwd_dgram.frames import FLOWS_LIMIT
 from vsockfwd_dgram.rule import IDLE, parse_spec
@@ -69,12 +69,6 @@ def _named(flag: str, kind: RuleKind, spec: str, target: Address, limits: dict[s
 async def _until_ended(engine: Engine, target: Address, named: list[NamedRule], exit_on_failure: bool) -> None:
     async with Rules(engine, {}, patient=False) as rules, rules.keeper(target) as keeper:
         # A target that is not there when a person asks for it is an error; later it is waited for.
-        await keeper.session.login()
-        works = [rules.add(each) for each in named]
-        await rules.settled()
-        failed = [(work.name, work.error) for work in works if work.state is State.FAILED and work.error is not None]
-        if failed and (len(failed) == len(works) or exit_on_failure):
-            raise failed[0][1]
-        for name, error in failed:
-            engine.report(Problem(name, error.line()))
+        await keeper.come_up()
+        await rules.add_all(named, all_or_none=exit_on_failure)
         await rules.ended()
