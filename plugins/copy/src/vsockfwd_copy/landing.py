@@ -35,9 +35,13 @@ from vsockfwd_copy.destination import Place
 from vsockfwd_copy.directories import Directory, OpenDirectories
 from vsockfwd_copy.messages import (
     DEPTH_LIMIT,
+    LARGEST,
+    SMALL_LIMIT,
     WINDOW,
     Blocks,
     Chunk,
+    Content,
+    Contents,
     Done,
     Enter,
     Entries,
@@ -413,7 +417,9 @@ class Landing:
         """Whether a file is compared with what stands in its place."""
         if old is None or not stat.S_ISREG(old.st_mode) or not old.st_size or isinstance(entry, Flow):
             return False
-        return self._options.delta or (self._options.checksum and old.st_size == entry.size)
+        if self._options.checksum and old.st_size == entry.size:
+            return True
+        return self._options.delta and entry.size > SMALL_LIMIT
 
     def _freshen(self, spot: _Spot, entry: Landed) -> Loss:
         """Permissions, owner, attributes and times for what has the content already. Raises OSError."""
@@ -455,11 +461,13 @@ class Landing:
     def _land_small(self, spot: _Spot, entry: Small, old: os.stat_result | None) -> Loss:
         if digest_of(entry.content, self._options.algorithm) != entry.digest:
             raise VerificationFailed("was damaged on the way")
-        shape = self._shape(entry, old)
+        return self._write_small(spot, entry.content, self._shape(entry, old), replaces=old is not None)
+
+    def _write_small(self, spot: _Spot, content: bytes, shape: Shape, *, replaces: bool) -> Loss:
         arriving = self._arriving(spot, shape)
         try:
-            arriving.write(entry.content, 0)
-            return arriving.keep(shape, self._writer, replaces=old is not None)
+            arriving.write(content, 0)
+            return arriving.keep(shape, self._writer, replaces=replaces)
         except BaseException:
             arriving.discard()
             raise
@@ -525,9 +533,12 @@ class Landing:
             self._answers.wants.append(Want(spot.number, []))
         else:
             position = self._take_up(incoming, entry)
+            digest = b""
             try:
                 compared = not incoming.part and self._compares(entry, old)
-                if compared:
+                if compared and entry.size <= SMALL_LIMIT:
+                    compared, digest = False, self._digest_of_standing(spot)
+                elif compared:
                     there = self._directories.fd(spot.directory)
                     incoming.standing = Standing(spot.name, dir_fd=there)
                     self._comparing.append((incoming, incoming.standing.told(spot.number, entry.size)))
@@ -541,7 +552,7 @@ class Landing:
             if incoming.part is not None and not ranges:
                 self._complete_part(incoming, entry, incoming.part)
                 return
-            self._answers.wants.append(Want(spot.number, ranges, compared))
+            self._answers.wants.append(Want(spot.number, ranges, compared, digest))
         if isinstance(entry, Large) and entry.linked:
             self._remember(spot.number, None)
         self._pending[spot.number] = incoming
@@ -549,7 +560,8 @@ class Landing:
 
     def _take_up(self, incoming: _Incoming, entry: Large) -> int:
         """Where to go on with a file that an earlier copy left half done. Raises OSError, CannotCreate."""
-        if not self._options.resume or self._options.inplace or self._options.dry_run or not entry.stamp:
+        small = entry.size <= SMALL_LIMIT
+        if small or not self._options.resume or self._options.inplace or self._options.dry_run or not entry.stamp:
             return 0
         spot = incoming.spot
         part = Part(self._directories, spot.directory, spot.name, self._options, entry.stamp, entry.size)
@@ -557,6 +569,15 @@ class Landing:
         if part.position:
             self._answers.moved += part.position
         return part.position
+
+    def _digest_of_standing(self, spot: _Spot) -> bytes:
+        """The digest of a small file that stands there. Raises OSError."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(spot.name, flags, dir_fd=self._directories.fd(spot.directory))
+        try:
+            return digest_of(os.read(fd, SMALL_LIMIT + 1), self._options.algorithm)
+        finally:
+            os.close(fd)
 
     def _check_room(self, spot: _Spot, entry: Large, position: int) -> None:
         """Raise NoSpace where it is plain before the first byte that a file will not fit."""
@@ -758,6 +779,45 @@ class Landing:
             self._comparing.popleft()
 
     # --- data
+
+    def receive_contents(self, batch: Contents) -> None:
+        """Take in whole small files that were wanted. Raises PeerBrokeProtocol."""
+        if self._current is not None:
+            raise PeerBrokeProtocol("the sender sent small files amid a large one")
+        for content in batch.files:
+            incoming = self._small_turn_of(content.file)
+            try:
+                self._receive_content(incoming, content)
+            except (OSError, VsockfwdError) as error:
+                self._drop(incoming, failure_of(error, "cannot be written"))
+        for given_up in batch.given_up:
+            self._drop(self._small_turn_of(given_up.file), given_up.failure)
+
+    def _small_turn_of(self, number: int) -> _Incoming:
+        incoming = self._pending.pop(number, None)
+        if incoming is None or incoming.standing is not None or (incoming.size or LARGEST) > SMALL_LIMIT:
+            raise PeerBrokeProtocol(f"the sender sent the content of file {number}, which was not asked for")
+        return incoming
+
+    def _receive_content(self, incoming: _Incoming, content: Content) -> None:
+        spot, entry, old = incoming.spot, incoming.entry, incoming.old
+        if content.same:
+            if old is None or not self._options.checksum:
+                raise DataError("is not there, though it is said to be")
+            self._settle_incoming(incoming, Done.SAME, self._freshen(spot, entry))
+            return
+        if len(content.content) != incoming.size:
+            raise DataError(f"ended after {len(content.content)} of {incoming.size} bytes")
+        if digest_of(content.content, self._options.algorithm) != content.digest:
+            raise VerificationFailed("was damaged on the way")
+        done = Done.NEW if old is None else Done.REPLACED
+        if self._options.dry_run:
+            self._settle_incoming(incoming, done, Loss(0))
+            return
+        loss = self._write_small(spot, content.content, self._shape(entry, old), replaces=old is not None)
+        self._answers.moved += len(content.content)
+        self._answers.carried += len(content.content)
+        self._settle_incoming(incoming, done, loss)
 
     def receive(self, piece: Piece, data: memoryview) -> None:
         """Take in a piece of the file whose turn it is. Raises PeerBrokeProtocol."""

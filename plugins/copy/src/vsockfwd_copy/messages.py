@@ -65,6 +65,7 @@ class Kind(IntEnum):
     FINISH = 67
     GIVE_UP = 68
     SAME = 69
+    CONTENTS = 70
     WANT = 72
     RESULTS = 73
     PROGRESS = 74
@@ -274,6 +275,23 @@ class Same(msgspec.Struct, frozen=True, array_like=True):
     length: Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
 
 
+class Content(msgspec.Struct, frozen=True, array_like=True):
+    """A whole small file that was announced without its content and is wanted. `same`: it is what the receiver has,
+    by its digest, and is not sent."""
+
+    file: Number
+    content: Annotated[bytes, msgspec.Meta(max_length=SMALL_LIMIT)]
+    digest: Digest
+    same: bool = False
+
+
+class Contents(msgspec.Struct, frozen=True, array_like=True):
+    """Several small files, and those of them that cannot be read after all."""
+
+    files: list[Content]
+    given_up: list[GiveUp] = []
+
+
 Piece = Chunk | Hole | Same | Finish | GiveUp
 
 # --- answers -------------------------------------------------------------------------------------------------------
@@ -289,12 +307,14 @@ class Range(msgspec.Struct, frozen=True, array_like=True):
 class Want(msgspec.Struct, frozen=True, array_like=True):
     """The bytes of a Large file that are wanted: ranges in rising order, at least one; of a Flow all, without a range.
 
-    `compared`: Blocks will tell what stands there already, and what is the same need not be sent.
+    `compared`: Blocks will tell what stands there already, and what is the same need not be sent. Of a small file
+    `digest` tells it at once, if anything does.
     """
 
     file: Number
     ranges: list[Range]
     compared: bool = False
+    digest: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
 
 
 class Blocks(msgspec.Struct, frozen=True, array_like=True):

@@ -12,6 +12,7 @@ from vsockfwd.plugin import Channel, Data, Ended, PeerBrokeProtocol, the_one
 from vsockfwd_copy.account import Account, Outcome
 from vsockfwd_copy.attributes import Loss
 from vsockfwd_copy.messages import (
+    Contents,
     Enter,
     Entries,
     Entry,
@@ -65,6 +66,8 @@ class _Passing:
             case Kind.ENTRIES:
                 for entry in decode(payload, Entries).entries:
                     self._announced(entry)
+            case Kind.CONTENTS:
+                self._account.carried += sum(len(one.content) for one in decode(payload, Contents).files)
             case Kind.RESULTS:
                 for result in decode(payload, Results).results:
                     offer = self._offers.pop(result.entry, None)

@@ -13,6 +13,7 @@ from vsockfwd_copy.account import Outcome
 from vsockfwd_copy.landing import Answers
 from vsockfwd_copy.messages import (
     Chunk,
+    Contents,
     Done,
     Enter,
     Entries,
@@ -100,6 +101,10 @@ class Pouring:
                 continue
             self._write(memoryview(entry.content))
             self._answer(number, len(entry.content))
+
+    def receive_contents(self, batch: Contents) -> None:
+        """Nothing small is announced without its content to who has nothing to compare it with."""
+        raise PeerBrokeProtocol("the sender sent content that was not asked for")
 
     def receive(self, piece: Piece, data: memoryview) -> None:
         """Take in a piece of the file whose turn it is. Raises PeerBrokeProtocol, and OSError from stdout."""

@@ -6,6 +6,7 @@ whatever has been collected to a thread, all of it in one hop, and then answers.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -19,6 +20,7 @@ from vsockfwd_copy.messages import (
     CHUNK_LIMIT,
     FRAME_NEEDED,
     Chunk,
+    Contents,
     Entries,
     Finish,
     GiveUp,
@@ -58,6 +60,7 @@ class _Job:
     """Something to be done in a thread: a batch still encoded, or a piece with its data, which stands in `buffer`."""
 
     what: bytes | Piece | None
+    kind: int = Kind.ENTRIES
     data: memoryview = NO_DATA
     buffer: memoryview | None = None
 
@@ -72,6 +75,8 @@ class Sink(Protocol):
     def comparing(self) -> bool: ...
 
     def announce(self, batch: Entries) -> None: ...
+
+    def receive_contents(self, batch: Contents) -> None: ...
 
     def receive(self, piece: Piece, data: memoryview) -> None: ...
 
@@ -108,7 +113,7 @@ class _Receiving:
         self.told = 0.0
         self.give_back, self.buffers = trio.open_memory_channel[memoryview](BUFFERS)
         for _ in range(BUFFERS):
-            self.give_back.send_nowait(memoryview(bytearray(CHUNK_LIMIT)))
+            self.give_back.send_nowait(memoryview(mmap.mmap(-1, CHUNK_LIMIT)))
 
     async def run(self) -> None:
         put, take = trio.open_memory_channel[_Job](BUFFERS)
@@ -127,8 +132,8 @@ class _Receiving:
             await put.send(await self._job(event))
 
     async def _job(self, frame: Frame) -> _Job:
-        if frame.kind == Kind.ENTRIES:
-            return _Job(bytes(frame.payload))
+        if frame.kind in (Kind.ENTRIES, Kind.CONTENTS):
+            return _Job(bytes(frame.payload), frame.kind)
         if frame.kind == Kind.CHUNK:
             return await self._collect(decode(frame.payload, Chunk))
         if frame.kind not in _PIECES:
@@ -145,7 +150,7 @@ class _Receiving:
                 raise PeerBrokeProtocol("the sender announced a chunk of another length than it sent")
             buffer[filled : filled + len(event.view)] = event.view
             filled += len(event.view)
-        return _Job(chunk, buffer[:filled], buffer)
+        return _Job(chunk, data=buffer[:filled], buffer=buffer)
 
     # --- what is done with it
 
@@ -175,8 +180,10 @@ class _Receiving:
 
     def _work(self, jobs: list[_Job]) -> Answers:
         for job in jobs:
-            if isinstance(job.what, bytes):
+            if isinstance(job.what, bytes) and job.kind == Kind.ENTRIES:
                 self.landing.announce(decode(job.what, Entries))
+            elif isinstance(job.what, bytes):
+                self.landing.receive_contents(decode(job.what, Contents))
             elif job.what is not None:
                 self.landing.receive(job.what, job.data)
         if self.landing.comparing:

@@ -177,6 +177,19 @@ class Tree:
                 break
         return items
 
+    def content(self, offer: Offer) -> bytes:
+        """A small file's content, as it was when it was announced. Raises OSError, VsockfwdError."""
+        fd, found = self.open(offer.source)
+        try:
+            if Identity.of(found) != offer.identity:
+                raise DataError("changed since it was announced")
+            content = _read_all(fd, offer.size)
+            if Identity.of(os.fstat(fd)) != offer.identity:
+                raise DataError("changed while it was read")
+            return content
+        finally:
+            os.close(fd)
+
     def open(self, source: Source) -> tuple[int, os.stat_result]:
         """Open a regular file, without waiting, and see what it is. Raises OSError or BadRequest."""
         if source.directory is None:
