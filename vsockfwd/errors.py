@@ -360,6 +360,8 @@ def printable(text: str | bytes, limit: int = TEXT_LIMIT) -> str:
     if isinstance(text, bytes):
         text = text[: limit * 4].decode("utf-8", "surrogateescape")
     cut = len(text) > limit
+    if not cut and text.isprintable():
+        return text  # as nearly all are
     return "".join(map(_escape, text[:limit])) + ("…" if cut else "")
 
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from vsockfwd.plugin import (
     Code,
@@ -41,16 +42,30 @@ _OWN_EXIT = frozenset({Code.NOT_FOUND, Code.EXISTS, Code.NO_SPACE, Code.PERMISSI
 _WORDS = {Done.NEW: "new", Done.REPLACED: "replaced", Done.SAME: "unchanged", Done.KEPT: "kept"}
 
 
+class HasTitle(Protocol):
+    """What can say what a person calls it."""
+
+    @property
+    def title(self) -> bytes: ...
+
+
+Titled = bytes | HasTitle
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one entry. `size` is in bytes."""
+    """What became of one entry: what it is called (asked only where it is told), and its size in bytes."""
 
-    title: bytes
+    what: Titled
     size: int = 0
     is_file: bool = True
     failure: Failure | None = None
     done: Done = Done.NEW
     lost: Loss = NOTHING_LOST
+
+    @property
+    def title(self) -> bytes:
+        return self.what if isinstance(self.what, bytes) else self.what.title
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +94,11 @@ class Account:
         *,
         dry_run: bool = False,
         demanded: bool = False,
+        tells_files: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`demanded`: attributes that could not be kept make it fail."""
+        """`demanded`: attributes that could not be kept make it fail. `tells_files`: whether each file that did not
+        fail is told."""
         self._report = report
         self._clock = clock
         self._began = clock()
@@ -92,6 +109,7 @@ class Account:
         self._codes: set[int] = set()
         self._lost: Counter[Loss] = Counter()
         self._demanded = demanded
+        self._tells_files = tells_files
         self._dry_run = dry_run
         self._done: Counter[Done] = Counter()
         self.what = what
@@ -137,16 +155,17 @@ class Account:
         if outcome.failure is not None:
             self._failed(outcome.title, outcome.failure)
             return
-        for loss in outcome.lost:
-            self._lost[loss] += 1
+        if outcome.lost:
+            self._lost.update(outcome.lost)
         self._entries += 1
         if not outcome.is_file:
             return
         self._done[outcome.done] += 1
         moved = outcome.size if outcome.done in (Done.NEW, Done.REPLACED) else 0
         self.bytes += moved
-        word = _WORDS[outcome.done]
-        self._report(FileDone(printable(outcome.title, NAME_LIMIT), outcome.size, done=word, dry_run=self._dry_run))
+        if self._tells_files:
+            name, word = printable(outcome.title, NAME_LIMIT), _WORDS[outcome.done]
+            self._report(FileDone(name, outcome.size, done=word, dry_run=self._dry_run))
 
     def removed(self, path: bytes, failure: Failure | None) -> None:
         """What the sender does not have was removed at the destination, or could not be."""

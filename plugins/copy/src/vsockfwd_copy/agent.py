@@ -68,7 +68,7 @@ async def serve(call: Call) -> None:
 async def _send(call: Call, request: Get, root: Root) -> None:
     if call.root is not None and request.options.symlinks is Symlinks.ALL:
         raise BadRequest("-L cannot be held to --root: what a symlink leads to may be outside of it")
-    account = Account(_summary_only(call.report), f"copy to {call.peer}")
+    account = Account(_summary_only(call.report), f"copy to {call.peer}", tells_files=False)
     tree = Tree(request.sources, request.options, root)
     try:
         await send(await call.accept(), tree, request.options, account)
@@ -85,7 +85,7 @@ async def _receive(call: Call, request: Put, root: Root) -> None:
     try:
         landing = Landing(place, options, request.sources)
         what = f"copy from {call.peer} to {printable(place.path)}"
-        account = Account(_summary_only(call.report), what, dry_run=options.dry_run)
+        account = Account(_summary_only(call.report), what, dry_run=options.dry_run, tells_files=False)
         try:
             await receive(await call.accept(Resolved(place.path)), landing, account)
         finally:

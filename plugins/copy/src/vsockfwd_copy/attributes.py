@@ -143,17 +143,17 @@ class Writer:
             os.chown(what, self._user, self._group, dir_fd=dir_fd, follow_symlinks=follow)
         owner = extra.owner if extra is not None else None
         if owner is None:
-            return Loss(0)
+            return NOTHING_LOST
         uid = self._uid(owner) if self._options.owner and self._user == KEEP else KEEP
         gid = self._gid(owner) if self._options.group and self._group == KEEP else KEEP
         if uid == gid == KEEP:
-            return Loss(0)
+            return NOTHING_LOST
         try:
             os.chown(what, uid, gid, dir_fd=dir_fd, follow_symlinks=follow)
-            return Loss(0)
+            return NOTHING_LOST
         except PermissionError:
             found = os.stat(what, dir_fd=dir_fd, follow_symlinks=follow)
-        loss = Loss(0)
+        loss = NOTHING_LOST
         if uid not in (KEEP, found.st_uid):
             loss |= Loss.OWNER
         if gid not in (KEEP, found.st_gid):
@@ -176,7 +176,7 @@ class Writer:
         return owner.gid if number is None else number
 
     def _set_xattrs(self, fd: int, xattrs: list[tuple[bytes, bytes]], *, trusted: bool) -> Loss:
-        loss = Loss(0)
+        loss = NOTHING_LOST
         for name, value in xattrs:
             is_acl = name in _ACLS
             if not (self._options.acls if is_acl else self._options.xattrs):

@@ -30,7 +30,7 @@ from vsockfwd.plugin import (
 from vsockfwd_copy.account import Outcome
 from vsockfwd_copy.arriving import PREFIX, Arriving, Part, Shape, remove_part, temporary_name, umask
 from vsockfwd_copy.asked import Wanted
-from vsockfwd_copy.attributes import Loss, Writer
+from vsockfwd_copy.attributes import NOTHING_LOST, Loss, Writer
 from vsockfwd_copy.destination import Place
 from vsockfwd_copy.directories import Directory, OpenDirectories
 from vsockfwd_copy.messages import (
@@ -272,7 +272,7 @@ class Landing:
         self._answers.announced += 1
         self._answers.announced_bytes += size
         if isinstance(entry, Lost):
-            self._answers.outcomes.append(Outcome(spot.title, failure=entry.failure))
+            self._answers.outcomes.append(Outcome(spot, failure=entry.failure))
             return
         try:
             done, loss = self._land(spot, entry)
@@ -290,19 +290,19 @@ class Landing:
             return self._land_link(spot, entry)
         old = self._clear(spot)
         if old is not None and self._options.no_clobber:
-            return Done.KEPT, Loss(0)
+            return Done.KEPT, NOTHING_LOST
         done = Done.NEW if old is None else Done.REPLACED
         if old is not None and isinstance(entry, Symlink) and self._same_symlink(spot, entry, old):
-            return Done.SAME, Loss(0)
+            return Done.SAME, NOTHING_LOST
         if old is not None and not isinstance(entry, Symlink) and self._unchanged(old, entry):
             return Done.SAME, self._freshen(spot, entry)
         if isinstance(entry, Large | Flow):
             if self._options.dry_run and not self._compares(entry, old):
-                return done, Loss(0)
+                return done, NOTHING_LOST
             self._want(spot, entry, old)
-            return None, Loss(0)
+            return None, NOTHING_LOST
         if self._options.dry_run:
-            return done, Loss(0)
+            return done, NOTHING_LOST
         if isinstance(entry, Symlink):
             return done, self._land_symlink(spot, entry)
         loss = self._land_small(spot, entry, old)
@@ -424,14 +424,14 @@ class Landing:
     def _freshen(self, spot: _Spot, entry: Landed) -> Loss:
         """Permissions, owner, attributes and times for what has the content already. Raises OSError."""
         if self._options.dry_run:
-            return Loss(0)
+            return NOTHING_LOST
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         there = self._directories.fd(spot.directory)
         if self._writer.plain:
             found = os.stat(spot.name, dir_fd=there, follow_symlinks=False)
             mode_fits = not self._options.perms or found.st_mode & 0o777 == entry.mode & 0o777
             if mode_fits and (not self._options.times or found.st_mtime_ns == entry.mtime):
-                return Loss(0)
+                return NOTHING_LOST
         fd = os.open(spot.name, flags, dir_fd=there)
         try:
             extra = entry.extra if isinstance(entry, Small | Large) else None
@@ -445,7 +445,10 @@ class Landing:
     # --- files
 
     def _shape(self, entry: Landed, old: os.stat_result | None) -> Shape:
-        size = entry.size if isinstance(entry, Large) else len(entry.content) if isinstance(entry, Small) else None
+        # A hole at the end of a large file is not written; a small one is as long as what was, unless it is in place.
+        size = entry.size if isinstance(entry, Large) else None
+        if isinstance(entry, Small) and self._options.inplace:
+            size = len(entry.content)
         mode: int | None = entry.mode
         if not self._options.perms:
             mode = old.st_mode & 0o777 if old is not None and stat.S_ISREG(old.st_mode) else None
@@ -497,8 +500,8 @@ class Landing:
             waiting = self._links_waiting.setdefault(entry.file, [])
             waiting.append(spot)
             spot.directory.waiting += 1
-            return None, Loss(0)
-        return self._link(spot, target), Loss(0)
+            return None, NOTHING_LOST
+        return self._link(spot, target), NOTHING_LOST
 
     def _link(self, spot: _Spot, target: tuple[_Arrived, bytes]) -> Done:
         """Give a file that has landed another name. Raises OSError, VsockfwdError."""
@@ -595,10 +598,10 @@ class Landing:
     def _settle_file(self, spot: _Spot, size: int, done: Done, loss: Loss, *, linked: bool) -> None:
         if linked:
             self._remember(spot.number, (spot.directory, spot.name))
-        self._answer(spot, Outcome(spot.title, size, True, None, done, loss))
+        self._answer(spot, Outcome(spot, size, True, None, done, loss))
 
     def _fail(self, spot: _Spot, size: int, error: OSError | VsockfwdError) -> None:
-        self._answer(spot, Outcome(spot.title, size, True, failure_of(error, "cannot be written")))
+        self._answer(spot, Outcome(spot, size, True, failure_of(error, "cannot be written")))
 
     def _remember(self, number: int, where: tuple[_Arrived, bytes] | None) -> None:
         if len(self._links) >= LINKS_LIMIT:
@@ -691,7 +694,7 @@ class Landing:
             at = at.parent
 
     def _complete(self, arrived: _Arrived) -> None:
-        loss = Loss(0)
+        loss = NOTHING_LOST
         if arrived.failure is None and arrived.entry is not None and not arrived.virtual and not self._options.dry_run:
             try:
                 loss = self._dress_directory(arrived, arrived.entry)
@@ -706,7 +709,7 @@ class Landing:
 
     def _dress_directory(self, arrived: _Arrived, entry: Enter) -> Loss:
         fd = self._directories.fd(arrived)
-        loss = Loss(0)
+        loss = NOTHING_LOST
         mode: int | None = entry.mode
         if not self._options.perms:
             mode = 0o777 & ~umask() if arrived.fresh else None
@@ -812,7 +815,7 @@ class Landing:
             raise VerificationFailed("was damaged on the way")
         done = Done.NEW if old is None else Done.REPLACED
         if self._options.dry_run:
-            self._settle_incoming(incoming, done, Loss(0))
+            self._settle_incoming(incoming, done, NOTHING_LOST)
             return
         loss = self._write_small(spot, content.content, self._shape(entry, old), replaces=old is not None)
         self._answers.moved += len(content.content)
@@ -874,7 +877,7 @@ class Landing:
         """The file that data goes to, made with the first of it; None where nothing more of it is needed."""
         if incoming.arriving is None:
             if self._options.dry_run:
-                self._settle_incoming(incoming, Done.REPLACED, Loss(0))
+                self._settle_incoming(incoming, Done.REPLACED, NOTHING_LOST)
                 return None
             incoming.arriving = self._arriving(incoming.spot, self._shape(incoming.entry, incoming.old))
             if incoming.standing is not None:
@@ -933,7 +936,7 @@ class Landing:
     def _drop(self, incoming: _Incoming, failure: Failure) -> None:
         if incoming.arriving is not None:
             incoming.arriving.discard()
-        self._settle_incoming(incoming, Done.NEW, Loss(0), failure)
+        self._settle_incoming(incoming, Done.NEW, NOTHING_LOST, failure)
 
     def _settle_incoming(self, incoming: _Incoming, done: Done, loss: Loss, failure: Failure | None = None) -> None:
         """A file's data has come, or will not: answer it, and the links that waited for it."""
@@ -948,7 +951,7 @@ class Landing:
             self._reserved = max(self._reserved - entry.allocated, 0)
         if isinstance(entry, Large) and entry.linked and failure is None:
             self._links[spot.number] = (spot.directory, spot.name)
-        self._answer(spot, Outcome(spot.title, size, True, failure, done, loss))
+        self._answer(spot, Outcome(spot, size, True, failure, done, loss))
         self._settle_links(spot.number, failure)
         spot.directory.waiting -= 1
         self._settle(spot.directory)
@@ -960,7 +963,7 @@ class Landing:
                 if target is None:
                     assert failure is not None
                     raise from_code(failure.code, "the file that it is another name of did not come")
-                self._answer(spot, Outcome(spot.title, done=self._link(spot, target)))
+                self._answer(spot, Outcome(spot, done=self._link(spot, target)))
             except (OSError, VsockfwdError) as error:
                 self._fail(spot, 0, error)
             spot.directory.waiting -= 1

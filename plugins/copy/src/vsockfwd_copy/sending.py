@@ -15,7 +15,7 @@ import trio
 
 from vsockfwd.plugin import Channel, Data, Ended, PeerBrokeProtocol, VsockfwdError, the_one
 from vsockfwd_copy.account import Account, Outcome
-from vsockfwd_copy.attributes import Loss
+from vsockfwd_copy.attributes import NOTHING_LOST, Loss
 from vsockfwd_copy.messages import (
     BATCH_LIMIT,
     BLOCK,
@@ -178,7 +178,7 @@ class _Sending:
             files += offer.is_file
             size += offer.size
             if isinstance(entry, Lost):  # it gets no answer
-                self.account.answered(Outcome(offer.source.title, failure=entry.failure))
+                self.account.answered(Outcome(offer.source, failure=entry.failure))
             else:
                 self.offers[self.next] = offer
                 self.files += offer.is_file
@@ -344,6 +344,5 @@ class _Sending:
         self.asked.discard(result.entry)
         self.comparisons.pop(result.entry, None)
         self.files -= offer.is_file
-        self.account.answered(
-            Outcome(offer.source.title, offer.size, offer.is_file, result.failure, result.done, Loss(result.lost))
-        )
+        lost = Loss(result.lost) if result.lost else NOTHING_LOST
+        self.account.answered(Outcome(offer.source, offer.size, offer.is_file, result.failure, result.done, lost))
