@@ -146,7 +146,7 @@ def cp(
         rate=_rate(bwlimit),
         algorithm=digest,
     )
-    what = plan(locations, _port(port), invocation.target, into=target_directory)
+    what = plan(locations, parse_port(port), invocation.target, into=target_directory)
     below = _read_names(files_from, from0) if files_from is not None else []
     check(what, options, files_from is not None)
     invocation = dataclasses.replace(invocation, report=telling(progress, invocation.report))
@@ -252,7 +252,8 @@ def _rate(text: str) -> int:
     return rate
 
 
-def _port(text: str | None) -> int | None:
+def parse_port(text: str | None) -> int | None:
+    """What `-p` says. Raises UsageError."""
     if text is None:
         return None
     if not text.isascii() or not text.isdecimal() or int(text) >= (1 << 32) - 1:
