@@ -82,6 +82,8 @@ class Arriving:
             self._dirty = True
             return
         try:
+            if not _has_proc():
+                raise OSError(errno.EOPNOTSUPP, "an unnamed file gets its name through /proc")
             self._fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=there)
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
@@ -259,6 +261,11 @@ def remove_part(name: bytes, *, dir_fd: int) -> None:
             os.unlink(journal, dir_fd=dir_fd)
     finally:
         os.close(fd)
+
+
+@lru_cache(1)
+def _has_proc() -> bool:
+    return os.path.isdir("/proc/self/fd")
 
 
 @lru_cache(1)

@@ -14,7 +14,7 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from vsockfwd.plugin import (
@@ -29,7 +29,7 @@ from vsockfwd.plugin import (
 )
 from vsockfwd_copy.account import Outcome
 from vsockfwd_copy.arriving import PREFIX, Arriving, Part, Shape, remove_part, temporary_name, umask
-from vsockfwd_copy.asked import Wanted
+from vsockfwd_copy.asked import Expected, Wanted
 from vsockfwd_copy.attributes import NOTHING_LOST, Loss, Writer
 from vsockfwd_copy.destination import Place
 from vsockfwd_copy.directories import Directory, OpenDirectories
@@ -67,10 +67,9 @@ from vsockfwd_copy.messages import (
     checksum,
     digest_of,
     failure_of,
-    landing_name,
 )
 from vsockfwd_copy.options import LandOptions
-from vsockfwd_copy.patterns import Filters, is_pattern, literal, matches
+from vsockfwd_copy.patterns import Filters
 from vsockfwd_copy.removing import remove_tree
 from vsockfwd_copy.standing import Standing
 
@@ -182,24 +181,14 @@ class Landing:
         self,
         place: Place,
         options: LandOptions,
-        count: int,
-        sources: Sequence[bytes] | None = None,
-        *,
-        glob: bool = False,
+        expected: Expected,
         wanted: Wanted | None = None,
     ) -> None:
-        """`count` sources will come, 0: as many as will.
-
-        Where this side asked for them, `sources` tells which, and nothing else may come. `glob`: a source that is a
-        pattern stands for all that fits it. `wanted`: what below the first was asked for.
-        Raises BadRequest for options that cannot be met.
-        """
+        """`wanted`: what below the one source was asked for. Raises BadRequest for options that cannot be met."""
         FileDigest(options.algorithm)
         self._place = place
         self._options = options
-        self._count = count
-        self._sources = sources
-        self._glob = glob
+        self._expected = expected
         self._wanted = wanted
         self._writer = Writer(options)
         self._filters = Filters(options.exclude, options.include)
@@ -208,8 +197,6 @@ class Landing:
         self._directories.pin(self._stack[0], place.fd)
         self._tops: set[bytes] = set()
         """Names at the top that came, where there are several."""
-        self._announced = 0
-        """Sources that came, in order."""
         self._next = 1
         self._pending: dict[int, _Incoming] = {}
         self._current: _Incoming | None = None
@@ -244,9 +231,7 @@ class Landing:
 
     def finish(self) -> None:
         """The sender says that it is complete. Raises PeerBrokeProtocol where it is not."""
-        left = self._sources[self._announced :] if self._sources is not None and self._glob else ()
-        complete = self._announced == self._count or not self._count or (left and all(map(is_pattern, left)))
-        if self._current or self._pending or len(self._stack) > 1 or not complete:
+        if self._current or self._pending or len(self._stack) > 1 or not self._expected.complete:
             raise PeerBrokeProtocol("the sender ended before all that it had to send")
 
     # --- announcements
@@ -318,7 +303,7 @@ class Landing:
             if directory.wanted is not None and name not in directory.wanted:
                 raise PeerBrokeProtocol(f"the sender sent {printable(name)!r}, which was not asked for")
             return _Spot(number, directory, name, name)
-        word = self._word_of(entry)
+        word = self._expected.word(entry)
         if self._place.name is not None:
             if self._tops:
                 raise PeerBrokeProtocol("the sender sent several files for one name")
@@ -327,36 +312,6 @@ class Landing:
         if entry.name or not isinstance(entry, Enter | Lost | Flow):
             check_name(entry.name)
         return _Spot(number, directory, entry.name, word)
-
-    def _word_of(self, entry: Enter | Small | Large | Symlink | Lost | HardLink | Flow) -> bytes:
-        """What a person calls an entry at the top: the sources, one each and in order. Raises PeerBrokeProtocol."""
-        if self._sources is None:
-            self._announced += 1
-            if self._count and self._announced > self._count:
-                raise PeerBrokeProtocol(f"the sender announced more than {self._count} sources")
-            return entry.name
-        if self._wanted is not None:
-            self._announced += 1
-            if self._announced > 1 or entry.name or not isinstance(entry, Enter | Lost):
-                raise PeerBrokeProtocol(f"the sender sent {printable(entry.name)!r}, which was not asked for")
-            self._announced = self._count
-            return self._sources[0]
-        while self._announced < self._count:
-            source = self._sources[self._announced]
-            expected = landing_name(source)
-            several = self._glob and is_pattern(source)
-            if not several or entry.name in (expected, literal(expected)) or isinstance(entry, Lost):
-                if not several and entry.name != expected:
-                    break
-                self._announced += 1
-                return source
-            if matches(expected, entry.name):
-                return entry.name  # there may be more of them
-            self._announced += 1
-        if self._announced >= self._count:
-            raise PeerBrokeProtocol(f"the sender announced more than {self._count} sources")
-        asked = printable(self._sources[self._announced])
-        raise PeerBrokeProtocol(f"the sender sent {printable(entry.name)!r} where {asked!r} was asked for")
 
     # --- what stands there
 
@@ -392,7 +347,7 @@ class Landing:
         """Each name at the top is for one source. Raises CannotCreate."""
         if name in self._tops and self._place.name is None:
             raise CannotCreate("another source of that name came already")
-        if self._count != 1 or self._glob:
+        if self._expected.several:
             self._tops.add(name)
 
     def _unchanged(self, old: os.stat_result, entry: Landed) -> bool:
