@@ -339,10 +339,10 @@ async def test_the_agent_grants_no_more_flows_than_it_has_descriptors_for(world,
 
 
 async def test_an_agent_out_of_descriptors_ends_its_oldest_flow_and_goes_on(world, monkeypatch):
-    def scarce(place: far.Place) -> socket.socket:
+    def scarce(place: far.Place, interface: str) -> tuple[socket.socket, object]:
         if next(misses, None):
             raise OSError(errno.EMFILE, "Too many open files")
-        return far_connect(place)
+        return far_connect(place, interface)
 
     far_connect, misses = far.connect, iter([False, True])
     monkeypatch.setattr(far, "connect", scarce)
@@ -557,7 +557,7 @@ async def test_at_the_end_both_sides_say_what_became_of_the_datagrams(world):
 
 
 async def test_what_was_dropped_last_is_told_at_the_end(world, monkeypatch):
-    monkeypatch.setattr("vsockfwd_dgram.carrier.REPORT_INTERVAL", 60.0)  # but for the first, only the end tells
+    monkeypatch.setattr("vsockfwd_dgram.flows.REPORT_INTERVAL", 60.0)  # but for the first, only the end tells
     here = f"{world.folder}/here"
     with Udp() as server:
         async with world.agent():

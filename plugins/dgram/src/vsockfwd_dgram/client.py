@@ -146,7 +146,7 @@ class _Local:
         near, told, pause = self._near, "", 0.0
         async with near.listening():
             while True:
-                heard, began = near.received, trio.current_time()
+                heard, began = near.datagrams_in, trio.current_time()
                 try:
                     channel = channel or await self._open_again()
                     began = trio.current_time()
@@ -154,7 +154,7 @@ class _Local:
                 except VsockfwdError as error:
                     why = error.line()
                 channel = None
-                useful = near.received > heard or trio.current_time() - began > _PAUSES[1]
+                useful = near.datagrams_in > heard or trio.current_time() - began > _PAUSES[1]
                 if useful:
                     told, pause = "", 0.0
                 if why != told:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
 import select
 import socket
 import stat
 import struct
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -29,18 +31,19 @@ from vsockfwd.plugin import (
     from_oserror,
     printable,
 )
+from vsockfwd_dgram.batch import Batch, python_name, raw_length, segments
 
 Place = tuple[socket.AddressFamily, Any]
 """A family and a socket address of it."""
 
-Way = Any
-"""Where a datagram came from, as a bound socket tells it: hashable, and enough to send an answer by."""
+Way = bytes
+"""Where a datagram came from, as a bound socket tells it, and enough to send an answer by."""
+
+Answers = tuple[Any, Sequence[tuple[int, int, bytes]]]
+"""A socket address, and the ancillary data that goes with what is sent to it."""
 
 BUFFER = 1 << 20
 """Bytes that the kernel may keep for a socket. A datagram counts there with all of the memory that it sits in."""
-
-BURST = 64
-"""Datagrams read from one socket before the others, and those who send, have their turn."""
 
 PRIVATE = 0o600
 
@@ -48,6 +51,7 @@ PRIVATE = 0o600
 _IP_PKTINFO = 8
 _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 33, 32
 _SO_MEMINFO, _MEMINFO = 55, struct.Struct("9I")
+_MREQ, _MREQ6 = struct.Struct("4s4si"), struct.Struct("16si")
 _PKTINFO, _PKTINFO6 = struct.Struct("i4s4s"), struct.Struct("16si")
 
 _LOOPBACK: list[Place] = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
@@ -82,18 +86,67 @@ def _datagram_socket(family: socket.AddressFamily) -> socket.socket:
     return sock
 
 
-def connect(place: Place) -> socket.socket:
-    """A socket of its own for one flow, connected, so that what ICMP says reaches that flow alone. Raises OSError."""
+class End(ABC):
+    """Where a flow's datagrams go. `together`: whether several of one size may be sent in one call."""
+
+    __slots__ = ("flow", "together")
+
+    flow: Any
+    """The flow that it is an end of."""
+
+    def __init__(self, *, together: bool = False) -> None:
+        self.together = together
+
+    @abstractmethod
+    def send(self, datagram: bytes | memoryview) -> None:
+        """Send one. Raises BlockingIOError, or the OSError that it was lost to."""
+
+    def send_together(self, run: Sequence[memoryview]) -> None:
+        """Send a run of one size (the last may be shorter), all or none. Raises as `send` does."""
+        raise NotImplementedError
+
+
+def connect(place: Place, interface: str = "") -> tuple[socket.socket, Any]:
+    """A socket of its own for one flow, connected, so that what ICMP says reaches that flow alone. Raises OSError.
+
+    One for a multicast group is not connected, since its members answer by their own addresses: the second value
+    then says where to send.
+    """
     family, sockaddr = place
     sock = _datagram_socket(family)
     try:
+        if is_group(place):
+            if interface:
+                option = (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF), (socket.IPPROTO_IP, socket.IP_MULTICAST_IF)
+                index = socket.if_nametoindex(interface)
+                value: Any = index if family == socket.AF_INET6 else _MREQ.pack(bytes(4), bytes(4), index)
+                sock.setsockopt(*option[family == socket.AF_INET], value)
+            return sock, sockaddr
         if family == socket.AF_UNIX:
             sock.bind("")  # an abstract name of the kernel's choice: an answer needs somewhere to go (unix(7))
         sock.connect(sockaddr)
     except BaseException:
         sock.close()
         raise
-    return sock
+    return sock, None
+
+
+def is_group(place: Place) -> bool:
+    """Whether a place is a multicast group."""
+    family, sockaddr = place
+    return family != socket.AF_UNIX and ipaddress.ip_address(sockaddr[0].partition("%")[0]).is_multicast
+
+
+def _join(sock: socket.socket, place: Place, interface: str) -> None:
+    """Join a multicast group, on an interface or on the one that the routes name. Raises OSError."""
+    family, (host, *_, last) = place
+    index = socket.if_nametoindex(interface) if interface else 0
+    if family == socket.AF_INET:
+        request = _MREQ.pack(socket.inet_aton(host), bytes(4), index)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
+    else:
+        request = _MREQ6.pack(socket.inet_pton(family, host.partition("%")[0]), index or last)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, request)
 
 
 # --- bound sockets
@@ -106,17 +159,18 @@ class Bound:
         self.sock = sock
         self.address = address
 
-    def receive_into(self, buffer: memoryview) -> tuple[int, Way]:
-        """One datagram: its length, which is more than the buffer's where it did not fit, and its way."""
-        return self.sock.recvfrom_into(buffer, 0, socket.MSG_TRUNC)
+    def ways(self, batch: Batch) -> list[Way]:
+        """Where each datagram of a batch came from."""
+        return batch.names()
 
-    def send(self, datagram: bytes | memoryview, way: Way) -> None:
-        """Answer. Raises BlockingIOError or OSError."""
-        self.sock.sendto(datagram, way)
+    def answers(self, way: Way) -> Answers:
+        """How to answer by a way: the socket address, and the ancillary data that goes with it."""
+        return python_name(way), ()
 
     def source(self, way: Way) -> str:
         """Who is at the other end of a way, for people."""
-        host, port = way[0].removeprefix("::ffff:"), way[1]
+        name = python_name(way)
+        host, port = name[0].removeprefix("::ffff:"), name[1]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def close(self) -> None:
@@ -125,40 +179,39 @@ class Bound:
 
 
 class _BoundToAny(Bound):
-    """A socket bound to every address: a way is the peer's address and the ancillary data that names our own."""
+    """A socket bound to every address: a way is the peer's address and the address of ours that it wrote to."""
 
     def __init__(self, sock: socket.socket, address: Address) -> None:
         super().__init__(sock, address)
         if sock.family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-            self._own = self._own_ipv4
+            self._info = slice(4, 8)  # of in_pktinfo, the address to answer from: a broadcast or a group is none
         else:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-            self._own = self._own_ipv6
-        self._room = socket.CMSG_SPACE(_PKTINFO6.size)
+            self._info = slice(0, 16)
+        self._length = self._info.stop - self._info.start
 
-    def receive_into(self, buffer: memoryview) -> tuple[int, Way]:
-        size, ancillary, _, peer = self.sock.recvmsg_into([buffer], self._room, socket.MSG_TRUNC)
-        return size, (peer, self._own(ancillary[0][2]) if ancillary else ())
+    def ways(self, batch: Batch) -> list[Way]:
+        own = self._info
+        return [
+            name + info[own]
+            for name, info in zip(batch.names(), batch.controls(own.stop), strict=True)
+        ]  # fmt: skip
 
-    @staticmethod
-    def _own_ipv4(info: bytes) -> tuple[Any, ...]:
-        _, local, _ = _PKTINFO.unpack(info)
-        return ((socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO.pack(0, local, bytes(4))),)
+    def _cut(self, way: Way) -> tuple[bytes, bytes]:
+        length = raw_length(self.sock.family)
+        return way[:length], way[length:]
 
-    @staticmethod
-    def _own_ipv6(info: bytes) -> tuple[Any, ...]:
-        local, _ = _PKTINFO6.unpack(info)
-        if local[0] == 0xFF:  # sent to a group: nobody answers by that name
-            return ()
-        return ((socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(local, 0)),)
-
-    def send(self, datagram: bytes | memoryview, way: Way) -> None:
-        peer, own = way
-        self.sock.sendmsg([datagram], own, 0, peer)
+    def answers(self, way: Way) -> Answers:
+        name, own = self._cut(way)
+        if len(own) == 4:
+            return python_name(name), ((socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO.pack(0, own, bytes(4))),)
+        if len(own) == 16 and own[0] != 0xFF:  # sent to a group: nobody answers by that name
+            return python_name(name), ((socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(own, 0)),)
+        return python_name(name), ()
 
     def source(self, way: Way) -> str:
-        return super().source(way[0])
+        return super().source(self._cut(way)[0])
 
 
 class _BoundToPath(Bound):
@@ -172,13 +225,9 @@ class _BoundToPath(Bound):
         self._path = address.path
         self._file: os.stat_result | None = os.stat(address.path)
 
-    def send(self, datagram: bytes | memoryview, way: Way) -> None:
-        if way is None:
-            raise OSError(errno.EDESTADDRREQ, "the sender's socket has no name to answer to")
-        self.sock.sendto(datagram, way)
-
     def source(self, way: Way) -> str:
-        return printable(way) if way else "a socket without a name"
+        name = python_name(way)
+        return printable(os.fsdecode(name)) if name else "a socket without a name"
 
     def close(self) -> None:
         file, self._file = self._file, None
@@ -186,6 +235,30 @@ class _BoundToPath(Bound):
             if file is not None and os.path.samestat(os.stat(self._path), file):
                 os.unlink(self._path)
         super().close()
+
+
+class Reply(End):
+    """A flow's way back through the socket that its datagrams came to."""
+
+    __slots__ = ("_sock", "_to")
+
+    def __init__(self, bound: Bound, way: Way) -> None:
+        super().__init__(together=bound.sock.family != socket.AF_UNIX)
+        self._sock = bound.sock
+        self._to: Answers = bound.answers(way)
+
+    def send(self, datagram: bytes | memoryview) -> None:
+        name, own = self._to
+        if name is None:
+            raise OSError(errno.EDESTADDRREQ, "the sender's socket has no name to answer to")
+        if own:
+            self._sock.sendmsg((datagram,), own, 0, name)
+        else:
+            self._sock.sendto(datagram, name)
+
+    def send_together(self, run: Sequence[memoryview]) -> None:
+        name, own = self._to
+        self._sock.sendmsg(run, (*own, *segments(len(run[0]))), 0, name)
 
 
 async def bind(address: Address) -> list[Bound]:
@@ -230,10 +303,15 @@ def _bind_all(found: list[Place], address: UdpAddress) -> list[Bound]:
 
 def _bind(family: socket.AddressFamily, sockaddr: Any, address: UdpAddress) -> Bound:
     sock = _datagram_socket(family)
+    group, interface = is_group((family, sockaddr)), address.option("interface", "")
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if group:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # each member of a group hears all of it
         sock.bind(sockaddr)
+        if group:
+            _join(sock, (family, sockaddr), interface)
         host, port = sock.getsockname()[:2]
         kind = _BoundToAny if host in ("0.0.0.0", "::") else Bound
         return kind(sock, UdpAddress(host, port))
@@ -299,10 +377,14 @@ class CountingPoll:
         self._lost = lost
         self.run = self._poll.run
 
-    def add(self, sock: socket.socket, drain: Callable[[], None]) -> None:
-        """Call `drain` when the socket has something to read, be it an error."""
-        self._poll.add(sock, lambda _: drain(), select.EPOLLIN)
+    def add(self, sock: socket.socket, tell: Callable[[], None], events: int = select.EPOLLIN) -> None:
+        """Call `tell` when the socket has something to read, be it an error, or what else is asked for."""
+        self._poll.add(sock, lambda _: tell(), events)
         self._counted[sock] = 0
+
+    def change(self, sock: socket.socket, events: int) -> None:
+        """Watch for other events."""
+        self._poll.change(sock, events)
 
     def forget(self, sock: socket.socket) -> None:
         """Watch a socket no more; it is about to be closed."""
