@@ -64,9 +64,8 @@ class Sender:
         for at in range(self._flows):
             number = at % flows
             source = bytes((127, 1, number >> 8, (number & 0xFF))) if flows > 1 else bytes((127, 0, 0, 1))
-            _CONTROL.pack_into(
-                self._control, at * _CONTROL.size, _CONTROL.size - 4, socket.IPPROTO_IP, _IP_PKTINFO, 0, source, bytes(4)
-            )
+            info = (socket.IPPROTO_IP, _IP_PKTINFO, 0, source, bytes(4))
+            _CONTROL.pack_into(self._control, at * _CONTROL.size, _CONTROL.size - 4, *info)
             _IOVEC.pack_into(self._iov, at * _IOVEC.size, _address(self._data) + at * size, size)
             _MMSGHDR.pack_into(
                 self._messages,

@@ -20,7 +20,9 @@ from vsockfwd.address import (
     UdpAddress,
     UnixAddress,
     UnixDatagramAddress,
+    UnixPacketAddress,
     VsockAddress,
+    VsockPacketAddress,
     parse,
     parse_stream,
     parse_target,
@@ -100,7 +102,7 @@ from vsockfwd.events import (
     Summary,
     ignore,
 )
-from vsockfwd.identity import GuestPeer, Identity, NetworkPeer, OwnPeer, UnixPeer, VsockPeer
+from vsockfwd.identity import CID_ANY, CID_LOCAL, GuestPeer, Identity, NetworkPeer, OwnPeer, UnixPeer, VsockPeer
 from vsockfwd.policy import Policy
 from vsockfwd.rule import HERE, Admitted, AgentRule, AnyEnd, ForwardRule, Rule, RuleKind, StreamEnd, WhenDown, Written
 from vsockfwd.transport.base import Features, Listener, SocketStream, Stream
@@ -122,6 +124,8 @@ def takes_argv(function: F) -> F:
 
 
 __all__ = [
+    "CID_ANY",
+    "CID_LOCAL",
     "CONTRACT",
     "HERE",
     "SCHEMES",
@@ -211,11 +215,13 @@ __all__ = [
     "UdpAddress",
     "UnixAddress",
     "UnixDatagramAddress",
+    "UnixPacketAddress",
     "UnixPeer",
     "Unreachable",
     "UsageError",
     "VerificationFailed",
     "VsockAddress",
+    "VsockPacketAddress",
     "VsockPeer",
     "VsockfwdError",
     "WhenDown",

@@ -8,14 +8,13 @@ rule is tried again as any other is.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 import trio
 
 from vsockfwd.plugin import (
-    Engine,
     Listening,
     PeerBrokeProtocol,
     Problem,
@@ -26,40 +25,20 @@ from vsockfwd.plugin import (
     VsockfwdError,
     Work,
     printable,
-    the_one,
 )
 from vsockfwd_dgram.far import Far, sockets_to_spare
 from vsockfwd_dgram.frames import CONNECTS, LISTENS, NAME, Connect, Connected, Listen, Listens
 from vsockfwd_dgram.near import Near
-from vsockfwd_dgram.rule import DatagramRule, RemoteDatagramRule
+from vsockfwd_dgram.rule import FLOWS, DatagramRule, RemoteDatagramRule
 from vsockfwd_dgram.sockets import Bound, bind, places
+from vsockfwd_dgram.stopping import until_stopping
 
 WHERE = "at the agent"
-
-FLOWS = 1024
-"""Flows at once: beyond what the far side has descriptors for, the least recently used make room."""
 
 _PAUSES = (0.1, 5.0)
 """Seconds between two attempts at a new stream: at first, and at most."""
 
 R = TypeVar("R", bound=msgspec.Struct)
-
-
-@contextlib.asynccontextmanager
-async def _until_stopping(engine: Engine) -> AsyncIterator[trio.Nursery]:
-    """Cancel the block when the process is to stop: datagrams have no end that could be waited for."""
-
-    async def stop(scope: trio.CancelScope) -> None:
-        await engine.stopping.wait()
-        scope.cancel()
-
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(stop, nursery.cancel_scope)
-            yield nursery
-            nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        raise the_one(group) from None
 
 
 async def _open(session: Session, request: msgspec.Struct, version: int, reply: type[R]) -> tuple[Any, R]:
@@ -97,7 +76,7 @@ def _granted(work: Work, wanted: int | None, most: int, whose: str) -> int:
 
 async def run_local(work: Work, rule: DatagramRule) -> None:
     """Carry what comes to `listen` to the agent, which sends it on to `connect`."""
-    async with _until_stopping(work.engine) as nursery, work.keeper(rule.target) as keeper:
+    async with until_stopping(work.engine) as nursery, work.keeper(rule.target) as keeper:
         with contextlib.ExitStack() as sockets:
             there = await _answers(keeper.session)
             bound = await bind(rule.listen.value)
@@ -174,7 +153,7 @@ class _Local:
 
 async def run_remote(work: Work, rule: RemoteDatagramRule) -> None:
     """Have the agent listen, and send on to `connect` from here. Raises why the stream is over."""
-    async with _until_stopping(work.engine), work.keeper(rule.target) as keeper:
+    async with until_stopping(work.engine), work.keeper(rule.target) as keeper:
         session, address = keeper.session, rule.connect.value
         found = await places(address)
         flows = _granted(work, rule.flows, sockets_to_spare(), "this process")

@@ -48,6 +48,8 @@ _BY_ERRNO = {
     errno.ENOENT: Reason.REFUSED,  # a UNIX socket's server has gone and taken its name along
     errno.ECONNRESET: Reason.REFUSED,
     errno.ENOBUFS: Reason.QUEUE,
+    errno.EPIPE: Reason.NO_FLOW,  # of a connection with messages
+    errno.ENOMSG: Reason.EMPTY,
 }
 
 

@@ -147,7 +147,7 @@ class Legs(Protocol):
     def failed(self, error: OSError, count: int = 1) -> None: ...
 
 
-class Destination:
+class Lookup:
     """Where a name's datagrams go: its places, looked up again now and then. The last answer is good until the next."""
 
     def __init__(self, address: Address, found: list[Place]) -> None:
@@ -177,16 +177,16 @@ class Far(Carrier[Carriage]):
         live: set[Any] | None = None,
     ) -> None:
         super().__init__(rule, where, cap, report, live)
-        self._destination = Destination(address, found)
-        self.interface = self._destination.interface
+        self._lookup = Lookup(address, found)
+        self.interface = self._lookup.interface
 
     @property
     def places(self) -> list[Place]:
-        return self._destination.places
+        return self._lookup.places
 
     async def run(self, channel: Channel) -> None:
         """Carry until the peer says END. Raises why the stream broke."""
-        async with self.at_work(self._destination.look_up_again):
+        async with self.at_work(self._lookup.look_up_again):
             await self.carry(channel)
 
     def peer_opened(self, number: int, name: str) -> None:

@@ -27,6 +27,7 @@ from vsockfwd.plugin import (
     Poll,
     UdpAddress,
     UnixDatagramAddress,
+    UnixPacketAddress,
     VsockfwdError,
     from_oserror,
     printable,
@@ -269,7 +270,7 @@ async def bind(address: Address) -> list[Bound]:
         assert isinstance(address, UdpAddress)
         return _bind_all(await places(address), address)
     except OSError as error:
-        raise _bind_failed(error, address) from None
+        raise bind_failed(error, address) from None
 
 
 def _bind_all(found: list[Place], address: UdpAddress) -> list[Bound]:
@@ -323,32 +324,39 @@ def _bind(family: socket.AddressFamily, sockaddr: Any, address: UdpAddress) -> B
 def _bind_path(address: UnixDatagramAddress) -> Bound:
     sock = _datagram_socket(socket.AF_UNIX)
     try:
-        # Linux gives the file the mode of the socket's own inode: there is no moment in which it is open to others.
-        os.fchmod(sock.fileno(), PRIVATE)
-        try:
-            sock.bind(address.path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _left_behind(address.path):
-                raise
-            os.unlink(address.path)
-            sock.bind(address.path)
+        bind_path(sock, address.path, PRIVATE)
         return _BoundToPath(sock, address)
     except BaseException:
         sock.close()
         raise
 
 
-def _left_behind(path: bytes) -> bool:
+def bind_path(sock: socket.socket, path: bytes, mode: int) -> None:
+    """Bind a UNIX socket where nothing stands, or what a killed run left behind. Raises OSError."""
+    # Linux gives the file the mode of the socket's own inode: there is no moment in which it is open to others.
+    os.fchmod(sock.fileno(), mode)
+    try:
+        sock.bind(path)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or not _left_behind(path, sock.type):
+            raise
+        os.unlink(path)
+        sock.bind(path)
+    if mode != PRIVATE:
+        os.chmod(path, mode)  # what the umask took off
+
+
+def _left_behind(path: bytes, kind: int) -> bool:
     """Whether a socket's file stands there that nobody holds any more."""
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as probe:
+    with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as probe:
         return probe.connect_ex(path) == errno.ECONNREFUSED
 
 
-def _bind_failed(error: OSError, address: Address) -> VsockfwdError:
+def bind_failed(error: OSError, address: Address) -> VsockfwdError:
     hint = ""
-    if isinstance(address, UnixDatagramAddress):
+    if isinstance(address, UnixDatagramAddress | UnixPacketAddress):
         if error.errno == errno.EADDRINUSE:
             hint = "something stands there already: a server that runs, or a file"
         elif error.errno == errno.ENOENT:
