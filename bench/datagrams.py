@@ -17,6 +17,7 @@ from dataclasses import dataclass
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _MSG_DONTWAIT = 0x40
 _IP_PKTINFO = 8
+_SO_TIMESTAMPNS = 35
 _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 33, 32
 _MMSGHDR = struct.Struct("=QI4xQQQQi4xI4x")  # msghdr: name, its length, iov, count, control, its length, flags; length
 _IOVEC = struct.Struct("=QQ")
@@ -24,6 +25,10 @@ _SOCKADDR = struct.Struct("=H2s4s8x")
 _CONTROL = struct.Struct("=Qii i4s4s4x")  # cmsghdr: length, level, type; in_pktinfo
 _STAMP = struct.Struct("=QQ")
 """At the head of each datagram: its number, and when it was handed to the kernel, in nanoseconds of the real time."""
+
+_TIME = struct.Struct("=qq")
+_ROOM = 64
+"""Bytes for the ancillary data of one datagram that was received."""
 
 BUFFER = 32 << 20
 BATCH = 64
@@ -103,8 +108,13 @@ class Sender:
 class Receiver:
     """Takes datagrams in batches, of which it looks at lengths and, where asked, at the stamps."""
 
-    def __init__(self, sock: socket.socket | None = None) -> None:
-        self.sock = sock or endpoint()
+    def __init__(self, *, stamped: bool = False) -> None:
+        self.sock = endpoint()
+        self.delays: list[int] = []
+        """Nanoseconds from the sender's stamp to the arrival, as the kernel noted it; where `stamped`."""
+        if stamped:
+            self.sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        self._stamped = stamped
         self.port = int(self.sock.getsockname()[1])
         self.received = 0
         self.wrong = 0
@@ -113,23 +123,32 @@ class Receiver:
         self._slot = slot
         self._data = ctypes.create_string_buffer(slot * BATCH)
         self._view = memoryview(self._data).cast("B")
+        self._controls = ctypes.create_string_buffer(_ROOM * BATCH)
         iov = self._iov = ctypes.create_string_buffer(_IOVEC.size * BATCH)
         self._messages = ctypes.create_string_buffer(_MMSGHDR.size * BATCH)
         for at in range(BATCH):
             _IOVEC.pack_into(iov, at * _IOVEC.size, _address(self._data) + at * slot, slot)
-            _MMSGHDR.pack_into(
-                self._messages, at * _MMSGHDR.size, 0, 0, _address(iov) + at * _IOVEC.size, 1, 0, 0, 0, 0
-            )
+            control = (_address(self._controls) + at * _ROOM, _ROOM) if stamped else (0, 0)
+            iovec = _address(iov) + at * _IOVEC.size
+            _MMSGHDR.pack_into(self._messages, at * _MMSGHDR.size, 0, 0, iovec, 1, *control, 0, 0)
+        self._fresh = self._messages.raw
         self._lengths = memoryview(self._messages).cast("B").cast("I")[14 :: _MMSGHDR.size // 4]
 
     def take(self, size: int) -> int:
         """Take a batch at most; how many those were."""
+        if self._stamped:
+            self._messages.raw = self._fresh
         done = int(
             _LIBC.recvmmsg(self.sock.fileno(), ctypes.c_void_p(_address(self._messages)), BATCH, _MSG_DONTWAIT, None)
         )
         if done <= 0:
             return 0
         self.received += done
+        if self._stamped:
+            for at in range(done):
+                seconds, nanoseconds = _TIME.unpack_from(self._controls, at * _ROOM + socket.CMSG_LEN(0))
+                _, sent = _STAMP.unpack_from(self._data, at * self._slot)
+                self.delays.append(seconds * 1_000_000_000 + nanoseconds - sent)
         self.wrong += sum(length != size for length in self._lengths[:done].tolist())
         return done
 

@@ -2,12 +2,13 @@
 
 The thing to understand first: what listens here outlives its streams. When one is lost its flows end, and the next
 datagram opens another. What listens at the agent's goes with its stream; so there the loss ends the attempt, and the
-rule is tried again as any other is.
+rule is tried again as any other is, with the port that it had.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +16,8 @@ import msgspec
 import trio
 
 from vsockfwd.plugin import (
+    AddressError,
+    CannotCreate,
     Listening,
     PeerBrokeProtocol,
     Problem,
@@ -22,8 +25,10 @@ from vsockfwd.plugin import (
     RuleKind,
     Session,
     State,
+    UdpAddress,
     VsockfwdError,
     Work,
+    parse,
     printable,
 )
 from vsockfwd_dgram.far import Far, sockets_to_spare
@@ -34,6 +39,9 @@ from vsockfwd_dgram.sockets import Bound, bind, places
 from vsockfwd_dgram.stopping import until_stopping
 
 WHERE = "at the agent"
+
+INSIST = 30.0
+"""Seconds for which a port that the agent's kernel once chose is asked for, where another program has it."""
 
 _PAUSES = (0.1, 5.0)
 """Seconds between two attempts at a new stream: at first, and at most."""
@@ -157,13 +165,53 @@ async def run_remote(work: Work, rule: RemoteDatagramRule) -> None:
         session, address = keeper.session, rule.connect.value
         found = await places(address)
         flows = _granted(work, rule.flows, sockets_to_spare(), "this process")
-        channel, listens = await _open(session, Listen(str(rule.listen), flows, rule.idle), LISTENS, Listens)
+        channel, listens = await _listen(work, session, rule, flows)
         work.listening = tuple(map(printable, listens.addresses))
         for each in work.listening:
             work.engine.report(Listening(each, f"at {session.name} → {address.bare()}"))
         work.set(State.UP)
         far = Far(work.name, WHERE, address, found, flows, work.engine.report, work.live)
         raise Reset(f"{session.name}: {await _carry_over(channel, far.run)}")
+
+
+class _Chosen:
+    """A port that the agent's kernel chose for port 0: asked for again after a loss, so that clients find it.
+
+    The agent may still hold it for the stream that was lost: that passes. Who has it after INSIST is somebody else.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._taken_at: float | None = None
+
+    def is_gone(self) -> bool:
+        """It was taken, once more: whether that has lasted too long."""
+        now = trio.current_time()
+        self._taken_at = now if self._taken_at is None else self._taken_at
+        return now - self._taken_at > INSIST
+
+
+async def _listen(work: Work, session: Session, rule: RemoteDatagramRule, flows: int) -> tuple[Any, Listens]:
+    address, chosen = rule.listen.value, work.kept
+    if isinstance(address, UdpAddress) and chosen is not None:
+        address = dataclasses.replace(address, port=chosen.port)
+    try:
+        channel, listens = await _open(session, Listen(str(address), flows, rule.idle), LISTENS, Listens)
+    except CannotCreate:
+        if chosen is not None and chosen.is_gone():
+            work.kept = None
+        raise
+    if isinstance(address, UdpAddress) and (port := _port_of(listens)):
+        work.kept = _Chosen(port)
+    return channel, listens
+
+
+def _port_of(listens: Listens) -> int:
+    """The port of the first of what was bound; 0 where that has none."""
+    with contextlib.suppress(AddressError):
+        address = parse(listens.addresses[0])
+        return address.port if isinstance(address, UdpAddress) else 0
+    return 0
 
 
 DATAGRAM = RuleKind("datagram", DatagramRule, run_local)
