@@ -184,6 +184,7 @@ def delays(folder: Path, rounds: int) -> str:
             sender = Sender(receiver.port if direct else port, flows, 64)
             way = contextlib.nullcontext() if direct else ours(folder, port, receiver.port)
             with receiver.sock, sender.sock, way:
+                sender.stamped = True
                 windowed(sender, receiver, 64, 5 * flows, 64)
                 receiver.delays.clear()
                 paced(sender, receiver, 64, RATE / 10, 2.0, burst=1)

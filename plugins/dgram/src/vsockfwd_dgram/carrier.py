@@ -10,6 +10,7 @@ once and many leave together; in a frame that came, the datagrams of one flow ar
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
 import trio
@@ -105,29 +106,42 @@ class Carrier(Flows[F], Generic[F]):
 
     # --- sockets → stream
 
-    def take(self, flow: F, at: int, size: int, now: float) -> None:
-        """A datagram of `size` bytes stands in the batch at `at`: it goes into the next frame, or waits for one."""
-        self.use(flow, now)
-        if size > DATAGRAM_LIMIT:
-            self.drops.add(Reason.TOO_LONG)
-            return
-        flow.sent += size
-        datagram = self.batch.view[at : at + size]
-        if RECORD.size + size <= self._room and len(self._opens) <= self._limit - _MOST and not self.outward:
-            self._append(flow, datagram)
-        else:
-            self.outward.put(flow, bytes(datagram))
+    def take(self, flows: Iterable[F], now: float) -> None:
+        """Let the batch's datagrams, one of each of these flows, go into the next frame, or wait for one."""
+        batch, order = self.batch, self.flows.move_to_end
+        view, written, room, pack, head = batch.view, self._next, self._room, RECORD.pack, RECORD.size
+        count = 0
+        for flow, at, size in zip(flows, batch.places, batch.sizes, strict=False):
+            number = flow.number
+            flow.used = now
+            try:
+                order(number)
+            except KeyError:  # it made room for another of the same batch
+                self.drops.add(Reason.NO_FLOW)
+                continue
+            if size > DATAGRAM_LIMIT:
+                self.drops.add(Reason.TOO_LONG)
+                continue
+            flow.sent += size
+            if head + size > room or self.outward or not (flow.announced or self._announce(flow)):
+                self.outward.put(flow, bytes(view[at : at + size]))
+                continue
+            room -= head + size
+            written += pack(number, size)
+            written += view[at : at + size]
+            count += 1
+        self._room = room
+        self._next_count += count
+        self.awake.set()
 
-    def _append(self, flow: F, datagram: bytes | memoryview) -> None:
-        """Write a record of the next frame. Who has not been announced is, when the first datagram leaves: sources
-        that come and go while the stream is stuck leave nothing behind."""
-        if not flow.announced:
-            flow.announced = True
-            self._opens += record(flow.number, flow.name.encode()[:TEXT_LIMIT])
-        self._next += RECORD.pack(flow.number, len(datagram))
-        self._next += datagram
-        self._next_count += 1
-        self._room -= RECORD.size + len(datagram)
+    def _announce(self, flow: F) -> bool:
+        """Announce a flow before its first datagram leaves, if there is room: sources that come and go while the
+        stream is stuck leave nothing behind."""
+        if len(self._opens) > self._limit - _MOST:
+            return False
+        flow.announced = True
+        self._opens += record(flow.number, flow.name.encode()[:TEXT_LIMIT])
+        return True
 
     def _seal(self) -> None:
         """Let what is written so far go before what comes now."""
@@ -169,16 +183,21 @@ class Carrier(Flows[F], Generic[F]):
     def _fill(self, limit: int) -> None:
         """Datagrams off the queue, each flow in its turn, into the next frame."""
         batch, queue = self._limit, self.outward
-        while (turn := queue.turn()) is not None and len(self._opens) <= batch - _MOST:
+        while (turn := queue.turn()) is not None:
             flow, datagram = turn
             size = RECORD.size + len(datagram)
             if self._next and len(self._next) + size > batch:
                 break
-            queue.pop(flow)
             if size > limit:
                 self.drops.add(Reason.TOO_LONG)
-            else:
-                self._append(flow, datagram)
+                queue.pop(flow)
+                continue
+            if not (flow.announced or self._announce(flow)):
+                break
+            queue.pop(flow)
+            self._next += RECORD.pack(flow.number, len(datagram))
+            self._next += datagram
+            self._next_count += 1
 
     # --- stream → sockets
 
@@ -211,21 +230,42 @@ class Carrier(Flows[F], Generic[F]):
             raise PeerBrokeProtocol(f"the peer sent a frame of type {frame.kind}, unknown to this version")
 
     def _deliver_all(self, payload: memoryview) -> None:
-        runs: dict[int, list[memoryview]] = {}
+        runs: dict[int, memoryview | list[memoryview]] = {}
         for number, datagram in records(payload):
-            if (run := runs.get(number)) is None:
-                runs[number] = [datagram]
-            else:
+            run = runs.get(number)
+            if run is None:
+                runs[number] = datagram
+            elif isinstance(run, list):
                 run.append(datagram)
-        now = trio.current_time()
+            else:
+                runs[number] = [run, datagram]
+        now, flows, order, held = trio.current_time(), self.flows, self.flows.move_to_end, self.held
         for number, run in runs.items():
-            self.datagrams_in += len(run)
-            flow = self.flows.get(number)
+            flow = flows.get(number)
             if flow is None:
-                self.drops.add(Reason.NO_FLOW, len(run))
+                count = len(run) if isinstance(run, list) else 1
+                self.datagrams_in += count
+                self.drops.add(Reason.NO_FLOW, count)
                 continue
-            self.use(flow, now)
-            self.deliver(flow.ends[0], run)
+            flow.used = now
+            order(number)
+            end = flow.ends[0]
+            if isinstance(run, list):
+                self.datagrams_in += len(run)
+                self.deliver(end, run)
+                continue
+            self.datagrams_in += 1
+            # The way of a lone datagram, without the steps that a run takes.
+            if held and end in held:
+                self.hold(end, run)
+                continue
+            try:
+                end.send(run)
+                flow.received += len(run)
+            except BlockingIOError:
+                self.hold(end, run)
+            except OSError as error:
+                self.failed(error)
 
     # --- at work
 

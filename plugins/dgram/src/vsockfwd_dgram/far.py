@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import itertools
 import resource
 import socket
 from collections.abc import Sequence
@@ -89,7 +90,16 @@ class Leg(End):
     # --- sending
 
     def send(self, datagram: bytes | memoryview) -> None:
-        self._send((datagram,), ())
+        if self.sock is None or self._to is not None:
+            self._send((datagram,), ())
+            return
+        try:
+            self.sock.send(datagram)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self._send_again((datagram,), (), error)
+        self._refusable = 1
 
     def send_together(self, run: Sequence[memoryview]) -> None:
         self._send(run, segments(len(run[0])))
@@ -225,10 +235,7 @@ class Far(Carrier[Carriage]):
         if batch.late is not None:
             self.failed(batch.late)
         leg.answered = True
-        now = trio.current_time()
-        for at, size in zip(batch.places, batch.sizes, strict=False):
-            self.take(leg.flow, at, size, now)
-        self.awake.set()
+        self.take(itertools.repeat(leg.flow), trio.current_time())
 
 
 def leg_of(flow: Carriage) -> Leg:

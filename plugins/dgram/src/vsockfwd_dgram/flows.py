@@ -65,7 +65,7 @@ class Flows(ABC, Generic[F]):
         self.datagrams_out = self.datagrams_in = 0
         self._bytes_sent = self._bytes_received = 0
         self._live: set[Any] = set() if live is None else live
-        self._held: FairQueue[End] = FairQueue(lambda count: self.drops.add(Reason.QUEUE, count))
+        self.held: FairQueue[End] = FairQueue(lambda count: self.drops.add(Reason.QUEUE, count))
         """What waits for a socket that took nothing."""
         self._holding = trio.Event()
         self._explained: set[str] = set()
@@ -107,7 +107,7 @@ class Flows(ABC, Generic[F]):
         """End a flow; what waits is dropped for `reason`."""
         del self.flows[flow.number]
         self._live.discard(flow)
-        self.drops.add(reason, sum(map(self._held.forget, flow.ends)))
+        self.drops.add(reason, sum(map(self.held.forget, flow.ends)))
         self._bytes_sent += flow.sent
         self._bytes_received += flow.received
         self.closed(flow)
@@ -155,8 +155,8 @@ class Flows(ABC, Generic[F]):
 
     def deliver(self, end: End, run: Sequence[memoryview]) -> None:
         """Send a run of datagrams on, in as few calls as they allow; what its socket does not take now waits."""
-        if end in self._held:  # what came before goes before
-            self._hold(end, run, 0)
+        if end in self.held:  # what came before goes before
+            self.hold(end, *run)
             return
         at, count = 0, len(run)
         while at < count:
@@ -166,7 +166,7 @@ class Flows(ABC, Generic[F]):
                 try:
                     end.send_together(part)
                 except BlockingIOError:
-                    self._hold(end, run, at)
+                    self.hold(end, *run[at:])
                     return
                 except OSError as error:
                     if error.errno in NOT_TOGETHER:
@@ -176,7 +176,7 @@ class Flows(ABC, Generic[F]):
                 else:
                     self.delivered(end, sum(map(len, part)))
             elif not self._deliver_one(end, run[at]):
-                self._hold(end, run, at)
+                self.hold(end, *run[at:])
                 return
             at += together
 
@@ -192,9 +192,10 @@ class Flows(ABC, Generic[F]):
             self.delivered(end, len(datagram))
         return True
 
-    def _hold(self, end: End, run: Sequence[memoryview], at: int) -> None:
-        for datagram in run[at:]:
-            self._held.put(end, bytes(datagram))
+    def hold(self, end: End, *run: memoryview) -> None:
+        """Let datagrams wait for their socket."""
+        for datagram in run:
+            self.held.put(end, bytes(datagram))
         self._holding.set()
 
     def failed(self, error: OSError, count: int = 1) -> None:
@@ -213,7 +214,7 @@ class Flows(ABC, Generic[F]):
             await self._holding.wait()
             await trio.sleep(pause)
             pause = _PAUSES[0] if self.send_held() else min(pause * 2, longest)
-            if not self._held:
+            if not self.held:
                 self._holding = trio.Event()
 
     def send_held(self) -> bool:
@@ -221,11 +222,11 @@ class Flows(ABC, Generic[F]):
         progress = False
         for _ in range(BURST):
             moved = False
-            for end, datagram in self._held.fronts():
+            for end, datagram in self.held.fronts():
                 # A delivery may end other flows, to have their descriptors, or its own.
-                if end in self._held and self._deliver_one(end, datagram):
-                    if end in self._held:
-                        self._held.pop(end)
+                if end in self.held and self._deliver_one(end, datagram):
+                    if end in self.held:
+                        self.held.pop(end)
                     moved = progress = True
             if not moved:
                 break

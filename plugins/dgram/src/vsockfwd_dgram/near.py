@@ -58,10 +58,14 @@ class Near(Carrier[Source]):
         batch = self.batch
         if not self.arrived(bound.sock):
             return
-        now = trio.current_time()
-        for at, size, way in zip(batch.places, batch.sizes, bound.ways(batch), strict=False):
-            self.take(sources.get(way) or self._new(bound, sources, way, now), at, size, now)
-        self.awake.set()
+        now, known = trio.current_time(), sources.get
+        flows = []
+        for way in bound.ways(batch):
+            flow = known(way)
+            if flow is None:
+                flow = self._new(bound, sources, way, now)
+            flows.append(flow)
+        self.take(flows, now)
 
     def _new(self, bound: Bound, sources: dict[Way, Source], way: Way, now: float) -> Source:
         self.make_room()
