@@ -10,6 +10,7 @@ sender's clock to the kernel's note of the arrival, beside the same without a tu
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import shutil
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.datagrams import Receiver, Run, Sender, endpoint, paced, windowed
-from bench.harness import Table, accepts, running, setting, version, vsockfwd
+from bench.harness import Table, accepts, free_port, running, setting, version, vsockfwd
 
 OURS = "vsockfwd dgram -L"
 RAW = "vsockfwd dgram, SEQPACKET"
@@ -177,6 +178,35 @@ def at_a_rate(folder: Path, rounds: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+def iperf3(folder: Path, rounds: int) -> str:
+    """What iperf3 itself says was lost, at RATE and at the tenth of it that the tests ask for."""
+    lines = ["### iperf3 -u, 64 bytes, two seconds", "", "| datagrams/s | lost in each round | of |", "|---|---|---|"]
+    for rate in (RATE, IPERF_RATE):
+        lost, packets = [], 0
+        for _ in range(rounds):
+            there, here = free_port(), free_port()
+            agent = f"{folder}/agent-{here}.sock"
+            spec = f"127.0.0.1:{here}:127.0.0.1:{there}"
+            serve, server = (
+                vsockfwd("serve", "-q", "--listen", f"unix:{agent}"),
+                ["iperf3", "-s", "-1", "-p", str(there)],
+            )
+            words = ["-u", "-l", "64", "-b", str(rate * 64 * 8), "-t", "2", "-w", "4M", "-p", str(here), "--json"]
+            forward = vsockfwd("forward", "--json", "-L", spec, "-L", f"{spec}/udp", f"unix:{agent}")
+            with (
+                running(serve, ready=accepts(socket.AF_UNIX, agent)),
+                until_said(forward, b'/udp","state":"up"'),
+                running(server, ready=lambda: True),
+            ):
+                time.sleep(0.3)  # it says nowhere when it is ready
+                done = subprocess.run(["iperf3", "-c", "127.0.0.1", *words], capture_output=True, timeout=30)
+            total = json.loads(done.stdout)["end"]["sum"]
+            lost.append(str(total["lost_packets"]))
+            packets = total["packets"]
+        lines.append(f"| {rate:,} | {', '.join(lost)} | {packets:,} |")
+    return "\n".join(lines) + "\n"
+
+
 def delays(folder: Path, rounds: int) -> str:
     """Microseconds, at a tenth of RATE, one datagram at a time."""
     figures: dict[str, list[tuple[float, float]]] = {}
@@ -223,7 +253,10 @@ def main(rounds: int = 5) -> str:
                 table, runs = throughput(folder, rounds, flows, size)
                 parts += [table.markdown(), told_losses(runs)]
         parts += [at_a_rate(folder, rounds), delays(folder, rounds)]
-    return f"## Datagrams\n\n{setting()}. {version('socat', '-V')}.\n\n" + "\n".join(parts)
+        if shutil.which("iperf3"):
+            parts.append(iperf3(folder, rounds))
+    peers = f"{version('socat', '-V')}; {version('iperf3', '-v')}"
+    return f"## Datagrams\n\n{setting()}. {peers}.\n\n" + "\n".join(parts)
 
 
 if __name__ == "__main__":
