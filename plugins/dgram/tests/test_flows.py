@@ -140,6 +140,36 @@ async def test_a_source_that_makes_room_within_one_batch_is_counted_not_mixed_up
             await settled(lambda: sum(world.near.drops().values()) >= 8)
 
 
+async def test_what_a_source_has_sent_goes_before_the_end_of_its_flow(world):
+    # Its two sockets are read in one go, before the stream is written to.
+    with Udp() as server:
+        async with world.agent(), world.forward(to(server), "udp:0", flows=1) as (four, six):
+            with Udp(to=four) as one, Udp(("::1", 0), to=six) as two:
+                one.send(b"one")
+                two.send(b"two")
+                assert {await server.get(), await server.get()} == {b"one", b"two"}
+                await settled(lambda: len(world.near.closings()) == len(world.far.closings()) == 1)
+    assert world.near.drops() == world.far.drops() == {}
+
+
+@pytest.mark.parametrize("size", [10, 1400])
+async def test_where_the_kernel_cannot_send_a_run_in_one_call_each_goes_by_itself(world, monkeypatch, size):
+    def without_checksums(place: far.Place, interface: str) -> tuple[socket.socket, object]:
+        sock, where = far_connect(place, interface)
+        sock.setsockopt(socket.SOL_SOCKET, 11, 1)  # SO_NO_CHECK, with which UDP_SEGMENT is EINVAL
+        return sock, where
+
+    far_connect = far.connect
+    monkeypatch.setattr(far, "connect", without_checksums)
+    sent = [b"%06d" % number + bytes(size) for number in range(50)]
+    with Udp() as server:
+        async with world.agent(), world.forward(to(server)) as (bound,):
+            with Udp(to=bound) as client:
+                client.send(*sent)
+                assert [await server.get() for _ in sent] == sent
+    assert world.near.drops() == {}
+
+
 async def test_without_the_call_for_many_datagrams_each_is_received_by_itself_all_the_same(world, monkeypatch):
     monkeypatch.setattr("vsockfwd_dgram.flows.Batch", functools.partial(Batch, lambda: None))
     with Udp() as server:

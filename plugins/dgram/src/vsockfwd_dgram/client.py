@@ -71,7 +71,7 @@ async def _carry_over(channel: Any, carry: Callable[[Any], Awaitable[None]]) -> 
     return "the agent ended it"
 
 
-def _granted(work: Work, wanted: int | None, most: int, whose: str) -> int:
+def granted(work: Work, wanted: int | None, most: int, whose: str) -> int:
     """Flows at once: what is wanted as far as it can be had. That a rule's own wish cannot be met is reported."""
     if wanted is not None and most < wanted:
         why = f"{whose} has descriptors for {most} flows at once, not for {wanted}"
@@ -125,7 +125,7 @@ class _Local:
     async def open(self) -> Any:
         """A stream's channel. Raises what the agent answered, or why it could not be asked."""
         channel, connected = await _open(self._session, self._request, CONNECTS, Connected)
-        self._near.cap = _granted(self._work, self._wanted, connected.flows, "the agent")
+        self._near.cap = granted(self._work, self._wanted, connected.flows, "the agent")
         return channel
 
     async def run(self, channel: Any) -> None:
@@ -164,7 +164,7 @@ async def run_remote(work: Work, rule: RemoteDatagramRule) -> None:
     async with until_stopping(work.engine), work.keeper(rule.target) as keeper:
         session, address = keeper.session, rule.connect.value
         found = await places(address)
-        flows = _granted(work, rule.flows, sockets_to_spare(), "this process")
+        flows = granted(work, rule.flows, sockets_to_spare(), "this process")
         channel, listens = await _listen(work, session, rule, flows)
         work.listening = tuple(map(printable, listens.addresses))
         for each in work.listening:

@@ -28,12 +28,13 @@ from vsockfwd.plugin import (
     Work,
 )
 from vsockfwd_dgram.batch import BURST
+from vsockfwd_dgram.client import granted
 from vsockfwd_dgram.drops import Reason
 from vsockfwd_dgram.far import Leg, Lookup, sockets_to_spare
 from vsockfwd_dgram.flows import Flow, Flows
 from vsockfwd_dgram.frames import DATAGRAM_LIMIT
 from vsockfwd_dgram.packets import PacketListener, Packets, check_destination
-from vsockfwd_dgram.rule import FLOWS, RawDatagramRule
+from vsockfwd_dgram.rule import RawDatagramRule
 from vsockfwd_dgram.sockets import Bound, End, Place, Reply, Way, bind, places
 from vsockfwd_dgram.stopping import until_stopping
 
@@ -256,7 +257,8 @@ async def run_raw(work: Work, rule: RawDatagramRule) -> None:
             for address in work.listening:
                 work.engine.report(Listening(address, f"→ {connect.bare()}"))
             work.set(State.UP)
-            flows = min(rule.flows or FLOWS, sockets_to_spare())
+            # A flow from a connection has two descriptors.
+            flows = granted(work, rule.flows, max(1, sockets_to_spare() // (1 + listen.connected)), "this process")
             await Raw(work.name, near, connect, found, flows, work.engine.report, work.live, rule.allow).run(rule.idle)
 
 
