@@ -16,7 +16,7 @@ import socket
 import stat
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import trio
@@ -382,6 +382,7 @@ class CountingPoll:
     def __init__(self, lost: Callable[[int], None]) -> None:
         self._poll = Poll(batches=1)  # the tasks that send what was drained have their turn after each
         self._counted: dict[socket.socket, int] = {}
+        self._turns: Iterator[socket.socket] = iter(())
         self._lost = lost
         self.run = self._poll.run
 
@@ -405,10 +406,19 @@ class CountingPoll:
         self.count_lost()
         self._poll.close()
 
-    def count_lost(self) -> None:
-        """Ask the kernel what it threw away since it was asked last."""
-        for sock in self._counted:
-            self._count(sock)
+    def count_lost(self, most: int = 0) -> None:
+        """Ask the kernel what it threw away since it was asked last; of so many sockets in turn, or of all."""
+        if not most:
+            for sock in self._counted:
+                self._count(sock)
+            return
+        for _ in range(most):
+            turn = next(self._turns, None)
+            if turn is None:
+                self._turns = iter(list(self._counted))
+                return
+            if turn in self._counted:
+                self._count(turn)
 
     def _count(self, sock: socket.socket) -> None:
         try:
