@@ -59,6 +59,26 @@ def test_a_batch_knows_sizes_and_sources_and_what_did_not_fit(call: str | None) 
         assert batch.names() == [b"", b"", b""]
 
 
+def test_an_error_behind_the_first_datagrams_is_kept_where_the_kernel_would_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Refused:
+        family = socket.AF_INET
+
+        def __init__(self) -> None:
+            self.left = [b"one"]
+
+        def recvmsg_into(self, buffers: list[memoryview], *_: int) -> tuple[int, list[object], int, object]:
+            if not self.left:
+                raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+            buffers[0][:3] = self.left.pop()
+            return 3, [], 0, ("127.0.0.1", 9)
+
+    batch = Batch(lambda: None)
+    assert batch.receive(Refused()) == 1  # type: ignore[arg-type]
+    assert isinstance(batch.late, ConnectionRefusedError)
+
+
 def test_a_kernel_without_the_call_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

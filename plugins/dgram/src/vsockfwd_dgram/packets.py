@@ -109,12 +109,11 @@ class PacketListener:
         self.sock = sock
 
     def accept(self) -> tuple[socket.socket, Identity]:
-        """A connection and who it is from. Raises BlockingIOError, or OSError."""
+        """A connection, which has the listener's options, and who it is from. Raises BlockingIOError, or OSError."""
         sock, peer = self.sock.accept()
         sock.setblocking(False)
         if not self._unix:
             return sock, VsockPeer(*peer)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid, uid, gid = _CREDENTIALS.unpack(raw)
         return sock, UnixPeer(uid, gid, pid)
