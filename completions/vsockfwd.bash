@@ -25,7 +25,7 @@ _vsockfwd() {
   esac
   case $word in
     -*) COMPREPLY=($(compgen -W "$options" -- "$word")) ;;
-    *) COMPREPLY=($(compgen -W 'vsock: tcp: unix: abstract: hybrid: fd: udp: unix-dgram:' -- "$word") $(compgen -f -- "$word")) ;;
+    *) COMPREPLY=($(compgen -W 'vsock: tcp: unix: abstract: hybrid: fd: udp: unix-dgram: vsock-seqpacket: unix-seqpacket:' -- "$word") $(compgen -f -- "$word")) ;;
   esac
 }
 complete -o nospace -F _vsockfwd vsockfwd

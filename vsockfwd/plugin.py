@@ -20,7 +20,9 @@ from vsockfwd.address import (
     UdpAddress,
     UnixAddress,
     UnixDatagramAddress,
+    UnixPacketAddress,
     VsockAddress,
+    VsockPacketAddress,
     parse,
     parse_stream,
     parse_target,
@@ -101,7 +103,7 @@ from vsockfwd.events import (
     Summary,
     ignore,
 )
-from vsockfwd.identity import GuestPeer, Identity, NetworkPeer, OwnPeer, UnixPeer, VsockPeer
+from vsockfwd.identity import CID_ANY, CID_LOCAL, GuestPeer, Identity, NetworkPeer, OwnPeer, UnixPeer, VsockPeer
 from vsockfwd.policy import Policy
 from vsockfwd.rule import HERE, Admitted, AgentRule, AnyEnd, ForwardRule, Rule, RuleKind, StreamEnd, WhenDown, Written
 from vsockfwd.transport.base import Features, Listener, SocketStream, Stream
@@ -123,6 +125,8 @@ def takes_argv(function: F) -> F:
 
 
 __all__ = [
+    "CID_ANY",
+    "CID_LOCAL",
     "CONTRACT",
     "HERE",
     "SCHEMES",
@@ -214,11 +218,13 @@ __all__ = [
     "UdpAddress",
     "UnixAddress",
     "UnixDatagramAddress",
+    "UnixPacketAddress",
     "UnixPeer",
     "Unreachable",
     "UsageError",
     "VerificationFailed",
     "VsockAddress",
+    "VsockPacketAddress",
     "VsockPeer",
     "VsockfwdError",
     "WhenDown",
