@@ -82,7 +82,7 @@ def admission_of(spec: Specification) -> Admission:
 def peer_of(family: int, sockaddr: Any) -> Identity:
     """Who sent a datagram, as far as its address tells."""
     if family == socket.AF_UNIX:
-        return OwnPeer(printable(sockaddr.replace(b"\0", b"@")) if sockaddr else "a socket without a name")
+        return OwnPeer(printable(os.fsencode(sockaddr).replace(b"\0", b"@")) if sockaddr else "a socket without a name")
     return NetworkPeer(sockaddr[0].removeprefix("::ffff:"), sockaddr[1])
 
 

@@ -364,13 +364,17 @@ async def connected(
 ) -> socket.socket:
     """A socket made here, with its options, bound to `source` and connected. Raises VsockfwdError."""
     sock = make_socket(spec, situation, family, kind, what)
+    made = b""
     try:
         if source is not None:
             bind_socket(sock, source, spec, what)
+            made = source if family == socket.AF_UNIX and not source.startswith(b"\0") else b""
         with trio.fail_after(spec.option("connect-timeout", CONNECT_TIMEOUT)):
             await _connect(sock, sockaddr)
     except BaseException as error:
         sock.close()
+        if made:
+            remove_last(spec, made, default=True)  # the next attempt binds it again
         if isinstance(error, trio.TooSlowError):
             raise TimedOut(f"{what}: timed out") from None
         if isinstance(error, OSError):

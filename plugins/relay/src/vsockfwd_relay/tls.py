@@ -196,6 +196,8 @@ class TlsStream(Stream):
                 self._reading_needs_room = False
             except ssl.SSLWantWriteError:
                 self._reading_needs_room = True
+            except ssl.SSLZeroReturnError:  # the peer's close_notify, after ours
+                return size
             except ssl.SSLEOFError:
                 if not size:
                     raise Truncated(f"{self.name}: cut off, TLS did not say its end") from None
