@@ -31,6 +31,7 @@ _OPTIONS = (
         "rfc1323 stdurg md5sig noopt nopush sack-disable signature-enable abort-threshold conn-abort-threshold "
         "keepinit paws sackena tsoptena",
     ),
+    ("Linux uses what is set before it connects: mss", "mss-late"),
     ("what we open is closed in every program that we start", "cloexec"),
     ("a connection that breaks ends itself alone, and is told as what it is", "cool-write children-shutup"),
     ("a connection is shared with nobody: to close it ends it", "end-close"),

@@ -507,8 +507,6 @@ OPTIONS = (
            set=_set(_TCP, socket.TCP_LINGER2)),
     Option(("mss", "maxseg", "tcp-maxseg"), (_G.TCP,), _positive, "bytes of a segment",
            set=_set(_TCP, socket.TCP_MAXSEG)),
-    Option(("mss-late", "maxseg-late", "tcp-maxseg-late"), (_G.TCP,), _positive, "the same, set once it is connected",
-           set=_set(_TCP, socket.TCP_MAXSEG), when=_LATE),
     Option(("nodelay", "tcp-nodelay"), (_G.TCP,), _always, "always on", better="a relay adds no delay of its own"),
     Option(("syncnt", "tcp-syncnt"), (_G.TCP,), _positive, "attempts that the kernel makes to connect",
            set=_set(_TCP, socket.TCP_SYNCNT)),
