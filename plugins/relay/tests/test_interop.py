@@ -80,27 +80,6 @@ RECEIVERS = {
 }
 
 
-@pytest.fixture(scope="session")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate authority, and a server and a client that it vouches for: certificate and key in one file."""
-    folder = tmp_path_factory.mktemp("keys")
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
-
-    new = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-    openssl(*new, "-x509", "-keyout", "authority.key", "-out", "authority.pem", "-subj", "/CN=authority", "-days", "2")
-    for name, host in (("server", "localhost"), ("client", "guest")):
-        (folder / "names").write_text(f"subjectAltName=DNS:{host}\n")
-        openssl(*new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/O=test/CN={host}")
-        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "authority.pem", "-CAkey", "authority.key", "-out",
-                f"{name}.crt", "-days", "2", "-extfile", "names", "-set_serial", str(len(name)))  # fmt: skip
-        (folder / f"{name}.pem").write_text((folder / f"{name}.crt").read_text() + (folder / f"{name}.key").read_text())
-    return folder
-
-
 Fill = Callable[[str], str]
 
 

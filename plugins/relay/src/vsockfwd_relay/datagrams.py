@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -355,8 +356,8 @@ class FlowListener(Listener):
             return
 
     def wake(self, who: object) -> None:
-        if event := self._sleepers.get(who):
-            event.set()
+        if who in self._sleepers:
+            self._sleepers[who].set()
 
     def drain(self) -> None:
         """Give what has come to those it is for. Raises OSError."""
@@ -622,8 +623,10 @@ def _bind_unix(spec: Specification, situation: Situation) -> socket.socket:
 
 def _left_behind(path: bytes) -> bool:
     """Whether a datagram socket's file stands there that nobody holds any more."""
+    if path.startswith(b"\0") or not stat.S_ISSOCK(os.lstat(path).st_mode):
+        return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as probe:
-        return not path.startswith(b"\0") and probe.connect_ex(path) == errno.ECONNREFUSED
+        return probe.connect_ex(path) == errno.ECONNREFUSED
 
 
 def _remove_own(spec: Specification) -> None:

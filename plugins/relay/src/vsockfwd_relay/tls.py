@@ -11,7 +11,7 @@ import dataclasses
 import os
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ import trio
 from vsockfwd.plugin import (
     DataError,
     Features,
-    Identity,
     Listener,
     NotAllowed,
     Reset,
@@ -42,6 +41,9 @@ from vsockfwd_relay.sockets import (
     internet_server,
     listen_internet,
 )
+
+CHUNK = 1 << 18
+"""Bytes that are encrypted or decrypted at once."""
 
 _NAMES = {"countryName": "C", "stateOrProvinceName": "ST", "localityName": "L", "organizationName": "O",
           "organizationalUnitName": "OU", "commonName": "CN"}  # fmt: skip
@@ -175,97 +177,168 @@ def _told(certificate: Any) -> dict[str, str]:
 
 
 class TlsStream(Stream):
-    """TLS over a connected socket. `told`: what a program is to know of the peer's certificate."""
+    """TLS over a connected socket, which it owns. `told`: what a program is to know of the peer's certificate.
+
+    OpenSSL is fed by hand: where it holds the socket, Python's way to say close_notify goes on to read, and throws
+    away what the peer is still to say (SSL_shutdown(3): a second call while data comes is an error for good).
+    """
 
     features = Features(half_close=True, reset=True)
 
-    def __init__(self, sock: ssl.SSLSocket, peer: Identity, name: str) -> None:
-        self.sock: ssl.SSLSocket = sock
-        self.peer = peer
-        self.name = name
+    def __init__(self, beneath: SocketStream, secured: Secured, *, server_side: bool) -> None:
+        self.sock: socket.socket = beneath.sock
+        self.peer = beneath.peer
+        self.name = f"tls:{beneath.name.partition(':')[2]}"
         self.told: dict[str, str] = {}
-        self._reading_needs_room = self._writing_needs_bytes = False
+        self._beneath = beneath
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        told = None if server_side else secured.told
+        self.tls = secured.context.wrap_bio(self._incoming, self._outgoing, server_side, told)
+        self._cipher = memoryview(bytearray(CHUNK))
+        self._early = memoryview(b"")
+        """What was received before our end was said, and not yet asked for."""
+        self._unsent = memoryview(b"")
+        self._owed = 0
+        """Bytes that are encrypted, but not all with the kernel: who sends hears that they were taken when they are."""
 
     def try_receive_into(self, buffer: memoryview) -> int:
-        # A record has 16 KiB at most: several at once make larger writes on the other side.
+        if self._early:
+            size = min(len(buffer), len(self._early))
+            buffer[:size] = self._early[:size]
+            self._early = self._early[size:]
+            return size
         size = 0
         while size < len(buffer):
             try:
-                got = self.sock.recv_into(buffer[size:])
+                # A record has 16 KiB at most: several at once make larger writes on the other side.
+                got = self.tls.read(len(buffer) - size, buffer[size:])
             except ssl.SSLWantReadError:
-                self._reading_needs_room = False
-            except ssl.SSLWantWriteError:
-                self._reading_needs_room = True
+                if size:
+                    break
+                self._feed()
             except ssl.SSLZeroReturnError:  # the peer's close_notify, after ours
-                return size
+                break
             except ssl.SSLEOFError:
                 if not size:
                     raise Truncated(f"{self.name}: cut off, TLS did not say its end") from None
+                break  # it will say so again
             except ssl.SSLError as error:
                 if not size:
                     raise DataError(f"{self.name}: {_why(error)}") from None
+                break
             else:
-                if got:
-                    size += got
-                    continue
-                if not size:
-                    return 0
-            if size:
-                break  # what stopped us will do so again
-            raise BlockingIOError
+                if not got:
+                    break
+                size += got
+        self._answer()
         return size
 
+    def _feed(self) -> None:
+        """Take what has come. Raises BlockingIOError, OSError."""
+        if size := self.sock.recv_into(self._cipher):
+            self._incoming.write(self._cipher[:size])
+        else:
+            self._incoming.write_eof()
+
+    def _answer(self) -> None:
+        """Send what TLS itself has to say, as far as that can be done now."""
+        if self._outgoing.pending or self._unsent:
+            with contextlib.suppress(OSError):  # the peer may be gone: its last words count
+                self._flush()
+
     def try_send(self, data: memoryview | bytes | bytearray) -> int:
-        try:
-            return self.sock.send(data)
-        except ssl.SSLWantWriteError:
-            self._writing_needs_bytes = False
-        except ssl.SSLWantReadError:
-            self._writing_needs_bytes = True
-        except ssl.SSLError as error:
-            raise Reset(f"{self.name}: {_why(error)}") from None
-        raise BlockingIOError
+        if not self._owed:
+            if not data:
+                return 0
+            try:
+                self._owed = self.tls.write(data[:CHUNK])
+            except ssl.SSLError as error:
+                raise Reset(f"{self.name}: {_why(error)}") from None
+        self._flush()
+        taken, self._owed = self._owed, 0
+        return taken
+
+    def _flush(self) -> None:
+        """Hand all that is encrypted to the kernel. Raises BlockingIOError as long as that cannot be, and OSError."""
+        if self._outgoing.pending:
+            more = self._outgoing.read()
+            self._unsent = memoryview(bytes(self._unsent) + more if self._unsent else more)
+        while self._unsent:
+            self._unsent = self._unsent[self.sock.send(self._unsent) :]
 
     async def wait_readable(self) -> None:
-        await (trio.lowlevel.wait_writable if self._reading_needs_room else trio.lowlevel.wait_readable)(self.sock)
+        if not self._unsent or self._owed:
+            await trio.lowlevel.wait_readable(self.sock)
+            return
+
+        async def first(wait: Callable[[socket.socket], Awaitable[None]]) -> None:
+            await wait(self.sock)
+            nursery.cancel_scope.cancel()
+
+        # Nobody sends any more, and our end has not left yet: see to that too.
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first, trio.lowlevel.wait_readable)
+            nursery.start_soon(first, trio.lowlevel.wait_writable)
+        self._answer()
 
     async def wait_writable(self) -> None:
-        await (trio.lowlevel.wait_readable if self._writing_needs_bytes else trio.lowlevel.wait_writable)(self.sock)
+        await trio.lowlevel.wait_writable(self.sock)
 
     def shutdown_sending(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            # Says close_notify, then looks for the peer's; that this has not come yet, or that data comes before it,
-            # is no error: it is what a half-close is for.
-            self.sock.unwrap()
+        early: list[bytes] = []
+        try:
+            while True:  # what OpenSSL has already would be lost
+                piece: Any = self.tls.read(CHUNK)
+                if not piece:
+                    break
+                early.append(piece)
+        except ssl.SSLError:
+            pass  # nothing more is there; what else it is, the next receive says
+        self._early = memoryview(b"".join([self._early, *early]))
+        with contextlib.suppress(ssl.SSLError):  # that the peer's end has not come yet is what a half-close is for
+            self.tls.unwrap()
+        self._answer()
 
     def close(self) -> None:
-        if self.sock.fileno() >= 0:
-            trio.lowlevel.notify_closing(self.sock)
-            self.sock.close()
+        self._beneath.close()
 
     def abort(self) -> None:
-        if self.sock.fileno() >= 0:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        self.close()
+        self._beneath.abort()
+
+    async def handshake(self) -> None:
+        """Raises ssl.SSLError, OSError."""
+        while True:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._try(self._flush, self.wait_writable)
+                await self._try(self._feed, self.wait_readable)
+                continue
+            except ssl.SSLError:
+                self._answer()  # the peer shall know why
+                raise
+            await self._try(self._flush, self.wait_writable)
+            return
+
+    async def _try(self, step: Callable[[], None], wait: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                step()
+            except BlockingIOError:
+                await wait()
+                continue
+            return
 
 
-async def _secure(spec: Specification, beneath: SocketStream, seconds: float, *, server_side: bool) -> TlsStream:
+async def _secure(spec: Specification, beneath: Stream, seconds: float, *, server_side: bool) -> TlsStream:
     """The handshake. Raises VsockfwdError."""
+    assert isinstance(beneath, SocketStream)  # TCP's are
     secured: Secured = spec.subject
-    told = secured.told if not server_side else None
-    name = f"tls:{beneath.name.partition(':')[2]}"
-    stream: Stream = beneath
+    stream = TlsStream(beneath, secured, server_side=server_side)
+    name = stream.name
     try:
-        sock = secured.context.wrap_socket(  # from here on it is the new one that owns the descriptor
-            beneath.sock,
-            server_side=server_side,
-            do_handshake_on_connect=False,
-            suppress_ragged_eofs=False,
-            server_hostname=told,
-        )
-        stream = secure = TlsStream(sock, beneath.peer, name)
         with trio.fail_after(seconds):
-            await _handshake(sock)
+            await stream.handshake()
     except BaseException as error:
         stream.close()
         if isinstance(error, trio.TooSlowError):
@@ -278,31 +351,19 @@ async def _secure(spec: Specification, beneath: SocketStream, seconds: float, *,
         if isinstance(error, OSError):
             raise from_oserror(error, f"{name}: TLS handshake") from None
         raise
-    certificate: Any = sock.getpeercert() or {}
+    certificate: Any = stream.tls.getpeercert() or {}
     if secured.name and secured.context.verify_mode is ssl.CERT_REQUIRED and not bears(certificate, secured.name):
-        secure.abort()
+        stream.abort()
         raise NotAllowed(
             f"{name}: the certificate is not for {printable(secured.name)}",
             hint=f"it is for {printable(', '.join(_names(certificate)) or 'nobody')}; commonname= says which is meant",
         )
-    secure.told = _told(certificate)
-    return secure
+    stream.told = _told(certificate)
+    return stream
 
 
 def _names(certificate: Any) -> list[str]:
     return [value for _, value in certificate.get("subjectAltName", ())] or _entries(certificate, "commonName")
-
-
-async def _handshake(sock: ssl.SSLSocket) -> None:
-    while True:
-        try:
-            sock.do_handshake()
-        except ssl.SSLWantReadError:
-            await trio.lowlevel.wait_readable(sock)
-        except ssl.SSLWantWriteError:
-            await trio.lowlevel.wait_writable(sock)
-        else:
-            return
 
 
 def _why(error: ssl.SSLError) -> str:
@@ -315,13 +376,11 @@ def _why(error: ssl.SSLError) -> str:
 async def connect(spec: Specification, situation: Situation) -> Stream:
     """OPENSSL: connect and shake hands, within the time that a connect has for each."""
     stream = await connect_internet(dataclasses.replace(spec, subject=spec.subject.place), situation)
-    assert isinstance(stream, SocketStream)
     return await _secure(spec, stream, spec.option("connect-timeout", CONNECT_TIMEOUT), server_side=False)
 
 
 async def greet(spec: Specification, situation: Situation, stream: Stream) -> Stream:
     """OPENSSL-LISTEN: shake hands with who was accepted."""
-    assert isinstance(stream, SocketStream)
     return await _secure(spec, stream, CONNECT_TIMEOUT, server_side=True)
 
 
