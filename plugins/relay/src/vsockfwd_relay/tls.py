@@ -211,7 +211,7 @@ class TlsStream(Stream):
         while size < len(buffer):
             try:
                 # A record has 16 KiB at most: several at once make larger writes on the other side.
-                got = self.tls.read(len(buffer) - size, buffer[size:])
+                got: Any = self.tls.read(len(buffer) - size, buffer[size:])
             except ssl.SSLWantReadError:
                 if size:
                     break
