@@ -36,7 +36,7 @@ from vsockfwd.plugin import (
 )
 from vsockfwd_relay.address_type import Direction, Options, Situation, Specification
 from vsockfwd_relay.grammar import words
-from vsockfwd_relay.streams import over_descriptors
+from vsockfwd_relay.streams import Halves, over_descriptors
 from vsockfwd_relay.terminals import make_terminal, set_modes, wants_terminal
 
 FINISH = 1.0
@@ -143,16 +143,34 @@ async def run_program(spec: Specification, situation: Situation) -> AsyncIterato
     stream, process, stop = await _start(spec, situation)
     situation.note(2, f"{spec}: started as process {process.pid}")
     patience = 0.0
+    if isinstance(stream, _OnTerminal):
+        stream.process = process
     try:
         yield stream
         patience = FINISH
     finally:
         stream.close()
         with trio.CancelScope(shield=True):
-            stopped = await _finish(process, patience, stop)
+            stopped = await _finish(process, patience, stop) or getattr(stream, "hung_up", False)
         situation.note(2, f"{spec}: {_status(process.returncode)}{', when told to' if stopped else ''}")
     if process.returncode and not stopped:
         raise VsockfwdError(f"{spec}: the program {_status(process.returncode)}")
+
+
+class _OnTerminal(Halves):
+    """Our side of a program's terminal. To leave it tells the program: what it makes of that is no failure of its."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(stream, stream)
+        self.process: trio.Process | None = None
+        self.hung_up = False
+
+    def close(self) -> None:
+        self.hung_up |= self.process is not None and self.process.poll() is None
+        super().close()
+
+    def abort(self) -> None:
+        self.close()
 
 
 Stop = Callable[[int], None]
@@ -177,7 +195,7 @@ async def _start(spec: Specification, situation: Situation) -> tuple[Stream, tri
             env=_environment(spec, situation),
             start_new_session=session,
             process_group=group,
-            preexec_fn=_take_terminal if spec.option("ctty") else None,
+            preexec_fn=_take_terminal(0 if Direction.WRITE in direction else 1) if spec.option("ctty") else None,
         )
     except OSError as error:
         stream.close()
@@ -193,9 +211,9 @@ async def _start(spec: Specification, situation: Situation) -> tuple[Stream, tri
     return stream, process, lambda number: _signal(process, number, whole_group)
 
 
-def _take_terminal() -> None:
-    """Make standard input the terminal of the session that was just made: after fork, before exec."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+def _take_terminal(number: int) -> Callable[[], object]:
+    """What makes a descriptor the terminal of the session that was just made: after fork, before exec."""
+    return lambda: fcntl.ioctl(number, termios.TIOCSCTTY, 0)
 
 
 def _plumb(spec: Specification) -> tuple[Stream, int, int]:
@@ -209,7 +227,7 @@ def _plumb(spec: Specification) -> tuple[Stream, int, int]:
         ours, path = make_terminal()
         theirs = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         set_modes(theirs, spec)
-        return over_descriptors(ours, ours, name, [ours]), theirs, theirs
+        return _OnTerminal(over_descriptors(ours, ours, name, [ours])), theirs, theirs
     ours_, theirs_ = socket.socketpair()
     ours_.setblocking(False)
     for sock in (ours_, theirs_):
