@@ -8,7 +8,9 @@ it does so when the other half is over.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
+import stat
 from collections.abc import Callable, Iterable
 
 import trio
@@ -19,6 +21,7 @@ LOOK_AGAIN = 1.0
 """Seconds after which an end that is ignored is looked at again."""
 
 _DISCARDED = 1 << 16
+_PIPE_SIZE = 1 << 20
 
 Data = memoryview | bytes | bytearray
 
@@ -117,6 +120,8 @@ class Descriptors(DescriptorStream):
     def __init__(self, reading: int | None, writing: int | None, name: str, owned: Iterable[int] = ()) -> None:
         self._standard_output = writing == 1
         self._closing = list(owned)
+        for number in {reading, writing} - {None}:
+            _widen(number)
         try:
             if reading is None or writing is None:
                 # The stream beneath wants both: the null device stands in for the one that is missing.
@@ -138,6 +143,15 @@ class Descriptors(DescriptorStream):
     def _close_rest(self) -> None:
         while self._closing:
             os.close(self._closing.pop())
+
+
+def _widen(number: int | None) -> None:
+    """Let a pipe hold more than its 64 KiB: each time that it is full costs both of its sides a wait."""
+    if number is not None and stat.S_ISFIFO(os.fstat(number).st_mode):
+        try:
+            fcntl.fcntl(number, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        except OSError:
+            pass  # the user has too many large ones already (pipe(7))
 
 
 class Kept(Halves):
