@@ -107,9 +107,10 @@ def test_a_descriptor_goes_to_nobody_who_could_not_take_it(command: Start, tmp_p
         assert b"no socket that takes a descriptor" in process.stderr.read()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(str(tmp_path / "s"))
-        process = command("--fdpass", "-", f"UNIX-SENDTO:{tmp_path}/s")
-        assert process.wait(10) == 2
-        assert b"no socket that could be handed over" in process.stderr.read()
+        for address in (f"UNIX-SENDTO:{tmp_path}/s", "EXEC:cat"):
+            process = command("--fdpass", "-", address)
+            assert process.wait(10) == 2
+            assert b"no socket that could be handed over" in process.stderr.read()
 
 
 def test_rsync_reaches_its_daemon_by_a_relay(large: Path, tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ def test_tcp_listens_on_every_interface_unless_bound() -> None:
         ("OPENSSL:h:1,cafile=/nowhere", "cafile=/nowhere: no such file"),
         ("OPENSSL:h:1,min-version=SSL3", "min-version is TLS1.0, TLS1.1"),
         ("TCP:h:1,icanon", "character 9: socat's option icanon is not built here: of a terminal's settings"),
+        ("UNIX-CONNECT:/a,mode=600", "mode is of the socket's own file – bind= names one"),
+        ("HYBRID:/a:1,umask=077", "HYBRID-CONNECT does not take umask"),
         ("EXEC:a,echo=0", "raw, rawer and echo are for a terminal – add pty"),
         ("EXEC:a,ctty", "ctty needs a terminal and a session"),
         ("EXEC:a,pty,pipes", "pty and pipes exclude each other"),

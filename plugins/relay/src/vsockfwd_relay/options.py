@@ -32,6 +32,7 @@ class Group(Enum):
     DATA = "data"
     TTY = "terminal"
     PLACE = "place"
+    MASK = "permissions left out"
     NAMED = "file's name"
     OPEN = "open(2)"
     APPEND = "appending"
@@ -368,7 +369,7 @@ OPTIONS = (
     Option(("rawer", "cfmakeraw", "termios-rawer", "termios-cfmakeraw"), (_G.TTY,), _flag, "as raw, without an echo"),
     # --- files and their names
     Option(("cd", "chdir"), (_G.PLACE,), _path, "the directory that a relative path starts at, and a program"),
-    Option(("umask",), (_G.PLACE,), _mode, "permissions that what is made, or a program makes, shall not have"),
+    Option(("umask",), (_G.MASK,), _mode, "permissions that what is made, or a program makes, shall not have"),
     Option(("group", "gid"), (_G.NAMED,), _group, "the group of what is made"),
     Option(("mode", "perm"), (_G.NAMED,), _mode, "permissions of what is made (files 0666, sockets and terminals 0600)",
            better="a socket's file has them from its first moment on"),

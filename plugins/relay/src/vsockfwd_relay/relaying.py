@@ -32,6 +32,7 @@ from vsockfwd.plugin import (
     Listening,
     Opened,
     Outcome,
+    OwnPeer,
     Problem,
     Relays,
     Reset,
@@ -239,7 +240,8 @@ class _Relaying:
     async def hand_over(self) -> None:
         """Open the second end, and give its descriptor to who reads standard output: ssh, with ProxyUseFdpass."""
         async with _opened(self.plan.second, self._situation) as stream:
-            if not isinstance(stream, SocketStream):
+            # What is a program's or an agent's ends with us.
+            if not isinstance(stream, SocketStream) or isinstance(stream.peer, OwnPeer):
                 raise UsageError(f"{self.plan.second}: no socket that could be handed over", hint="leave out --fdpass")
             stream.sock.setblocking(True)  # as who opened it itself would have it
             try:

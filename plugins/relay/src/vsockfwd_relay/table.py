@@ -15,13 +15,13 @@ from vsockfwd_relay import agent, datagrams, files, programs, sockets, terminals
 from vsockfwd_relay.absent import ABSENT_OPTIONS, ABSENT_TYPES
 from vsockfwd_relay.address_type import AddressType, Direction, Dual, End, Families, Specification
 from vsockfwd_relay.grammar import Written, read
-from vsockfwd_relay.options import OPTION_OF_NAME, Group
+from vsockfwd_relay.options import OPTION_OF_NAME, OPTIONS, Group
 
 _ANY, _IP4, _IP6 = socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6
 
 _G = Group
 _STDIO = (_G.DATA, _G.TTY)
-_NAMED = (_G.PLACE, _G.NAMED)
+_NAMED = (_G.PLACE, _G.MASK, _G.NAMED)
 _FILE = (_G.DATA, _G.TTY, *_NAMED, _G.FILE)
 _CLIENT = (_G.DATA, _G.SOCKET, _G.STREAM, _G.CONNECT, _G.RETRY)
 _SERVER = (_G.DATA, _G.SOCKET, _G.STREAM, _G.LISTEN, _G.SERVE, _G.RETRY)
@@ -33,8 +33,8 @@ _UDP = (*_DATAGRAMS, _G.BIND, _G.PORT, _G.IP, _G.MULTICAST)
 _UDP_OPEN = (_G.DATA, _G.SOCKET, _G.DATAGRAM, _G.BIND, _G.PORT, _G.IP, _G.MULTICAST)
 _UDP_SERVER = (*_UDP, _G.SERVE, _G.ADMIT, _G.ACCEPT)
 _UNIX_TO = (*_DATAGRAMS, _G.CONNECT, _G.BIND)
-_PROGRAM = (_G.DATA, _G.TTY, _G.PLACE, _G.PROGRAM)
-_TERMINAL = (_G.DATA, _G.TTY, _G.PLACE, _G.NAMED, _G.PTY)
+_PROGRAM = (_G.DATA, _G.TTY, _G.PLACE, _G.MASK, _G.PROGRAM)
+_TERMINAL = (_G.DATA, _G.TTY, *_NAMED, _G.PTY)
 
 _CONNECT, _CONNECT_TCP = sockets.dial(sockets.connect), sockets.dial(sockets.connect_internet)
 _LISTEN, _LISTEN_TCP = sockets.listen_on(sockets.listen), sockets.listen_on(sockets.listen_internet)
@@ -178,11 +178,12 @@ TYPES = (
         ours=True,
     ),
     AddressType(
-        ("OPENSSL", "OPENSSL-CONNECT", "SSL"), ("HOST", "PORT"), (*_TCP_CLIENT, _G.IP6, _G.TLS), "connect with TLS",
+        ("OPENSSL", "OPENSSL-CONNECT", "SSL"), ("HOST", "PORT"), (*_TCP_CLIENT, _G.IP6, _G.PLACE, _G.TLS),
+        "connect with TLS",
         tls.client, sockets.dial(tls.connect), better="an end that TLS does not say is an error, not an end",
     ),
     AddressType(
-        ("OPENSSL-LISTEN", "SSL-L"), ("PORT",), (*_TCP_SERVER, _G.IP6, _G.TLS), "listen with TLS",
+        ("OPENSSL-LISTEN", "SSL-L"), ("PORT",), (*_TCP_SERVER, _G.IP6, _G.PLACE, _G.TLS), "listen with TLS",
         tls.server, listen=sockets.listen_on(tls.listen), greet=tls.greet,
         better="a caller that is slow to shake hands delays nobody else",
     ),
@@ -306,6 +307,10 @@ def _options(written: Written, row: AddressType) -> dict[str, Any]:
         found[option.name] = (*found.get(option.name, ()), value) if option.repeats else value
     if "max-children" in found and not found.get("fork"):
         raise written.error("max-children counts what fork makes", hint="add fork")
+    if Group.BIND in row.groups and Group.NAMED in row.groups and "bind" not in found:
+        own = {option.name for option in OPTIONS if {Group.NAMED, Group.MASK} & set(option.groups)}
+        if stray := sorted(own & set(found)):
+            raise written.error(f"{stray[0]} is of the socket's own file", hint="bind= names one")
     if any(isinstance(each, range) != (Group.VSOCK in row.groups) for each in found.get("range", ())):
         kind = "CIDs" if Group.VSOCK in row.groups else "IP addresses"
         raise written.error(f"range of {row.name} is of {kind}")
