@@ -18,6 +18,7 @@ PACKAGES = {
     "nginx": "nginx-light",
     "curl": "curl",
     "haproxy": "haproxy",
+    "openssl": "openssl",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",

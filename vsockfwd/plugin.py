@@ -61,6 +61,7 @@ from vsockfwd.errors import (
     CannotCreate,
     Code,
     DataError,
+    Interrupted,
     NameNotResolved,
     NoSpace,
     NotAllowed,
@@ -107,7 +108,7 @@ from vsockfwd.identity import CID_ANY, CID_LOCAL, GuestPeer, Identity, NetworkPe
 from vsockfwd.policy import Policy
 from vsockfwd.rule import HERE, Admitted, AgentRule, AnyEnd, ForwardRule, Rule, RuleKind, StreamEnd, WhenDown, Written
 from vsockfwd.transport.base import Features, Listener, SocketStream, Stream
-from vsockfwd.transport.descriptor import DescriptorStream
+from vsockfwd.transport.descriptor import DescriptorStream, listener_over, stream_over
 from vsockfwd.transport.network import Network, system_network
 from vsockfwd.transport.vsock import own_cid, why_no_loopback, why_unsupported
 from vsockfwd.wire.proxy_protocol import header
@@ -168,6 +169,7 @@ __all__ = [
     "HybridAddress",
     "Identity",
     "Incoming",
+    "Interrupted",
     "Invocation",
     "Keeper",
     "Listener",
@@ -242,6 +244,7 @@ __all__ = [
     "header",
     "header_for",
     "ignore",
+    "listener_over",
     "open_session",
     "own_cid",
     "package_of",
@@ -254,6 +257,7 @@ __all__ = [
     "relay",
     "send_header",
     "serve_listeners",
+    "stream_over",
     "system_network",
     "takes_argv",
     "the_one",
