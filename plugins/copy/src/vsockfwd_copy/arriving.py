@@ -216,8 +216,12 @@ class Arriving:
         if self._journal is None or not self._journal.end:
             self.discard()
             return
-        self._journal.close()
-        self._journal = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
         os.close(self._fd)
         self._fd = -1
 
@@ -261,22 +265,22 @@ class Part(Arriving):
         self._dirty = True
         self._has_all = False
         self._private = True
+        self._journal = None
         part, journal = part_names(name)
         there = directories.fd(directory)
         self._temporary = part
         self._fd = _open_part(part, dir_fd=there)
         try:
             self._journal = _open_journal(journal, dir_fd=there)
-            try:
-                self.position = 0 if anew else self._journal.resume(self._fd, stamp, size)
-                if not self.position:
-                    self._journal.begin(stamp, size)
-                os.ftruncate(self._fd, self.position)
-            except BaseException:
-                self._journal.close()
-                raise
+            self.position = 0 if anew else self._journal.resume(self._fd, stamp, size)
+            if not self.position:
+                self._journal.begin(stamp, size)
+            os.ftruncate(self._fd, self.position)
         except BaseException:
-            os.close(self._fd)
+            if not os.fstat(self._fd).st_size:
+                self.discard()  # it was made just now, or is of no use
+            else:
+                self._let_go()
             raise
 
     @classmethod
