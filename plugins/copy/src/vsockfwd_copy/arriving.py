@@ -4,6 +4,9 @@ Four ways, one face. *Unnamed* (O_TMPFILE): it has no name before it has its own
 leaves anything. *Named*, where a file system cannot do that: `.vsockfwd.` and twelve random digits, removed by who made
 it; only a killed process leaves one. *Part*, to be resumed: `.vsockfwd.`, twelve digits made from the final name, and
 `.part`, with its journal beside it; the next copy of that file takes it up, or removes it. *In place*: the file itself.
+
+A journal never stands without its part: it is made after it and removed before it. Whoever touches either holds a lock
+on the part, and has looked, with the lock in hand, that it is still the part: it may have got its final name meanwhile.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from vsockfwd.plugin import CannotCreate, printable
-from vsockfwd_copy.attributes import Loss, Writer
+from vsockfwd_copy.attributes import NOTHING_LOST, Loss, Writer
 from vsockfwd_copy.directories import Directory, OpenDirectories
 from vsockfwd_copy.journal import Journal
 from vsockfwd_copy.messages import Extra, checksum
@@ -31,9 +34,16 @@ PREFIX = b".vsockfwd."
 
 _NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _IN_PLACE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_TMPFILE = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL})
 _NO_LINK = frozenset({errno.ENOENT, errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EACCES})
 _KEEP_SIZE_AND_PUNCH = 0x01 | 0x02
+
+_PRIVATE = 0o600
+"""What is made with this is nobody else's to read before it is complete."""
+
+_ATTEMPTS = 8
+"""How often a part is opened that goes away under our eyes, since other copies of the same file end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,26 @@ def part_names(name: bytes) -> tuple[bytes, bytes]:
     return stem + b".part", stem + b".journal"
 
 
+def is_part(name: bytes) -> bool:
+    """Whether it is the name of a part or of a journal."""
+    return name.startswith(PREFIX) and name.endswith((b".part", b".journal"))
+
+
+def is_at_work(name: bytes, *, dir_fd: int) -> bool:
+    """Whether a copy is at work on a part, or on what a journal is about."""
+    try:
+        fd = _open_ours(name.rpartition(b".")[0] + b".part", _LOOK, dir_fd=dir_fd)
+    except (OSError, CannotCreate):
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 class Arriving:
     """A file on its way to `name` in a directory."""
 
@@ -76,9 +106,10 @@ class Arriving:
         """Whether there may be something where nothing was written by us."""
         self._has_all = False
         """Whether what stood in its place is in it."""
+        self._private = options.inplace or mode == _PRIVATE
         there = directories.fd(directory)
         if options.inplace:
-            self._fd = os.open(name, _IN_PLACE, 0o600, dir_fd=there)
+            self._fd = os.open(name, _IN_PLACE, _PRIVATE, dir_fd=there)
             self._dirty = True
             return
         try:
@@ -128,25 +159,29 @@ class Arriving:
         fd = self._fd
         if shape.size is not None:
             os.ftruncate(fd, shape.size)  # a hole at the end was not written, and what stood there may be longer
-        loss = Loss(0)
+        mode = 0o666 & ~umask() if shape.mode is None and self._private else shape.mode
+        loss = NOTHING_LOST
         if not writer.plain:
-            loss = writer.dress(fd, shape.mode, shape.extra)
-        elif shape.mode is not None and (self._dirty or shape.mode & umask()):
-            os.fchmod(fd, shape.mode & 0o777)
+            loss = writer.dress(fd, mode, shape.extra)
+        elif mode is not None and (self._dirty or mode & umask()):
+            os.fchmod(fd, mode & 0o777)
         if self._options.times:
             os.utime(fd, ns=(time.time_ns(), shape.mtime))
         if self._options.fsync:
             os.fsync(fd)
+        self._remove_journal()
         if not self._options.inplace:
             self._take_name(replaces=replaces)
         self._fd = -1
         os.close(fd)
+        return loss
+
+    def _remove_journal(self) -> None:
         if self._journal is not None:
             self._journal.close()
             self._journal = None
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(part_names(self.name)[1], dir_fd=self._directories.fd(self._directory))
-        return loss
 
     def _take_name(self, *, replaces: bool) -> None:
         there = self._directories.fd(self._directory)
@@ -180,29 +215,31 @@ class Arriving:
 
     def abandon(self) -> None:
         """The copy is broken off: what can be resumed stays, anything else goes."""
-        if self._journal is None:
+        if self._journal is None or not self._journal.end:
             self.discard()
             return
-        self._journal.close()
-        self._journal = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
         os.close(self._fd)
         self._fd = -1
 
     def discard(self) -> None:
         """Leave nothing behind, as far as that is possible."""
-        # Whatever fails here, the reason why it is discarded matters more.
+        # Whatever fails here, the reason why it is discarded matters more. The descriptor, and with it the lock of a
+        # part, goes last.
+        with contextlib.suppress(OSError):
+            self._remove_journal()
+        with contextlib.suppress(OSError):
+            if self._temporary is not None:
+                os.unlink(self._temporary, dir_fd=self._directories.fd(self._directory))
         if self._fd >= 0:
             with contextlib.suppress(OSError):
                 os.close(self._fd)
             self._fd = -1
-        with contextlib.suppress(OSError):
-            if self._temporary is not None:
-                os.unlink(self._temporary, dir_fd=self._directories.fd(self._directory))
-        if self._journal is not None:
-            with contextlib.suppress(OSError):
-                self._journal.close()
-                os.unlink(part_names(self.name)[1], dir_fd=self._directories.fd(self._directory))
-            self._journal = None
 
 
 class Part(Arriving):
@@ -216,49 +253,130 @@ class Part(Arriving):
         options: LandOptions,
         stamp: bytes,
         size: int,
+        *,
+        anew: bool = False,
     ) -> None:
-        """`position` is how far it has come already. Raises OSError; CannotCreate while another copy works on it."""
+        """`position` is how far it has come already, `anew`: nowhere, whatever is there.
+
+        Raises OSError; CannotCreate while another copy works on it, or where it is not what a copy has left.
+        """
         self._directories = directories
         self._directory = directory
         self.name = name
         self._options = options
         self._dirty = True
         self._has_all = False
+        self._private = True
+        self._journal = None
         part, journal = part_names(name)
         there = directories.fd(directory)
         self._temporary = part
-        self._fd = os.open(part, _IN_PLACE, 0o600, dir_fd=there)
+        self._fd = _open_part(part, dir_fd=there)
         try:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise CannotCreate("another copy is at work on it") from None
-            found = os.fstat(self._fd)
-            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
-                raise CannotCreate(f"{printable(part)} stands there, and is not what a copy of this user left")
-            self._journal = Journal(journal, dir_fd=there)
-            self.position = self._journal.resume(self._fd, stamp, size)
+            self._journal = _open_journal(journal, dir_fd=there)
+            self.position = 0 if anew else self._journal.resume(self._fd, stamp, size)
+            if not self.position:
+                self._journal.begin(stamp, size)
             os.ftruncate(self._fd, self.position)
         except BaseException:
-            os.close(self._fd)
+            if not os.fstat(self._fd).st_size:
+                self.discard()  # it was made just now, or is of no use
+            else:
+                self._let_go()
             raise
+
+    @classmethod
+    def left(
+        cls,
+        directories: OpenDirectories,
+        directory: Directory,
+        name: bytes,
+        options: LandOptions,
+        stamp: bytes,
+        size: int,
+    ) -> Part | None:
+        """What an earlier copy has left of a file, if any of it is of use. Raises as Part does.
+
+        Where there is none, none is made: thousands of files may be waiting for their turn.
+        """
+        try:
+            os.stat(part_names(name)[0], dir_fd=directories.fd(directory), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        part = cls(directories, directory, name, options, stamp, size)
+        if part.position:
+            return part
+        part.discard()
+        return None
+
+
+def _open_part(name: bytes, *, dir_fd: int) -> int:
+    """Open or make a part, and lock it. Raises OSError, CannotCreate."""
+    for _ in range(_ATTEMPTS):
+        fd = _open_ours(name, _IN_PLACE, dir_fd=dir_fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_there(fd, name, dir_fd=dir_fd):
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            break
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # it has got its final name, or is gone
+    raise CannotCreate("another copy is at work on it")
+
+
+def _open_journal(name: bytes, *, dir_fd: int) -> Journal:
+    return Journal(_open_ours(name, _IN_PLACE, dir_fd=dir_fd))
+
+
+def _open_ours(name: bytes, flags: int, *, dir_fd: int) -> int:
+    """Open a file that is nobody else's, by no other name either. Raises OSError, CannotCreate."""
+    try:
+        fd = os.open(name, flags, _PRIVATE, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise CannotCreate(_foreign(name)) from None
+        raise
+    found = os.fstat(fd)
+    if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and found.st_nlink <= 1:
+        return fd
+    os.close(fd)
+    raise CannotCreate(_foreign(name))
+
+
+def _foreign(name: bytes) -> str:
+    return f"{printable(name)} stands there, and is not what a copy of this user left"
+
+
+def _is_there(fd: int, name: bytes, *, dir_fd: int) -> bool:
+    """Whether a name still leads to an open file."""
+    try:
+        there, found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False), os.fstat(fd)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (found.st_dev, found.st_ino)
 
 
 def remove_part(name: bytes, *, dir_fd: int) -> None:
-    """What an interrupted copy of this file has left, and no copy is at work on. Raises OSError."""
+    """What an interrupted copy of this file has left, and no copy is at work on.
+
+    What cannot be removed, or is not ours, stays: the copy at hand does not need its name.
+    """
     part, journal = part_names(name)
     try:
-        fd = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
-    except FileNotFoundError:
+        fd = _open_ours(part, _LOOK, dir_fd=dir_fd)
+    except (OSError, CannotCreate):
         return
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    else:
-        os.unlink(part, dir_fd=dir_fd)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(journal, dir_fd=dir_fd)
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_there(fd, part, dir_fd=dir_fd):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(journal, dir_fd=dir_fd)
+                os.unlink(part, dir_fd=dir_fd)
     finally:
         os.close(fd)
 

@@ -26,7 +26,6 @@ _HEADER = struct.Struct("!8s16sQ16sQ")
 _RECORD = struct.Struct("!QQQ")
 """Where the whole part ends, the checksum of its last piece (0 for a hole), a check over this and the one before."""
 
-_OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ_AT_ONCE = _RECORD.size * 4096
 
 
@@ -40,42 +39,46 @@ def boot() -> bytes:
 
 
 class Journal:
-    """One file's journal, open."""
+    """One file's journal. `end` is how far it says that the file is whole."""
 
-    def __init__(self, name: bytes, *, dir_fd: int) -> None:
-        """Raises OSError."""
-        self._fd = os.open(name, _OPEN, 0o600, dir_fd=dir_fd)
+    def __init__(self, fd: int) -> None:
+        """`fd` is its own from here on, a regular file open for reading and writing."""
+        self._fd = fd
         self._check = 0
+        self.end = 0
 
     def close(self) -> None:
         os.close(self._fd)
 
     def resume(self, part: int, stamp: bytes, size: int) -> int:
-        """How much of the file that is open as `part` can be believed; 0, and an empty journal, where nothing can.
+        """How much of the file that is open as `part` can be believed; from there on `add` goes on.
 
-        From there on `add` goes on. Raises OSError.
+        0 where nothing can, and then it has to `begin`. Raises OSError.
         """
         header = os.pread(self._fd, _HEADER.size, 0)
-        expected = _MAGIC + stamp.ljust(16, b"\0") + size.to_bytes(8, "big")
-        end = 0
-        if len(header) == _HEADER.size and header.startswith(expected):
-            body, check = header[:-8], int.from_bytes(header[-8:], "big")
-            if check == checksum(body):
-                self._check = check
-                end = self._believe(part, size, same_boot=header[-24:-8] == boot())
-        if not end:
-            body = expected + boot()
-            self._check = checksum(body)
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, body + self._check.to_bytes(8, "big"), 0)
-            os.lseek(self._fd, _HEADER.size, os.SEEK_SET)
-        return end
+        if len(header) < _HEADER.size or not header.startswith(_about(stamp, size)):
+            return 0
+        check = int.from_bytes(header[-8:], "big")
+        if check != checksum(header[:-8]):
+            return 0
+        self._check = check
+        self.end = self._believe(part, size, same_boot=header[-24:-8] == boot())
+        return self.end
+
+    def begin(self, stamp: bytes, size: int) -> None:
+        """Forget all, for a file that starts anew. Raises OSError."""
+        body = _about(stamp, size) + boot()
+        self._check, self.end = checksum(body), 0
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, body + self._check.to_bytes(8, "big"), 0)
+        os.lseek(self._fd, _HEADER.size, os.SEEK_SET)
 
     def add(self, end: int, piece: int) -> None:
         """The file is whole up to `end`; `piece` is the checksum of its last piece. Raises OSError."""
         body = end.to_bytes(8, "big") + piece.to_bytes(8, "big")
         self._check = checksum(self._check.to_bytes(8, "big") + body)
         os.write(self._fd, body + self._check.to_bytes(8, "big"))
+        self.end = end
 
     def _believe(self, part: int, size: int, *, same_boot: bool) -> int:
         there = os.fstat(part).st_size
@@ -102,6 +105,10 @@ class Journal:
             if whole < _READ_AT_ONCE:
                 return
             at += whole
+
+
+def _about(stamp: bytes, size: int) -> bytes:
+    return _MAGIC + stamp.ljust(16, b"\0") + size.to_bytes(8, "big")
 
 
 def _holds(part: int, begin: int, end: int, piece: int) -> bool:

@@ -28,7 +28,17 @@ from vsockfwd.plugin import (
     printable,
 )
 from vsockfwd_copy.account import Outcome
-from vsockfwd_copy.arriving import PREFIX, Arriving, Part, Shape, remove_part, temporary_name, umask
+from vsockfwd_copy.arriving import (
+    Arriving,
+    Part,
+    Shape,
+    is_at_work,
+    is_part,
+    part_names,
+    remove_part,
+    temporary_name,
+    umask,
+)
 from vsockfwd_copy.asked import Expected, Wanted
 from vsockfwd_copy.attributes import NOTHING_LOST, Loss, Writer
 from vsockfwd_copy.destination import Place
@@ -148,6 +158,8 @@ class _Incoming:
     arriving: Arriving | None = None
     position: int = 0
     answered: bool = False
+    reserved: int = 0
+    """Bytes that it will take, as far as others must leave them free."""
 
     @property
     def size(self) -> int | None:
@@ -273,13 +285,15 @@ class Landing:
         """Make an entry what it shall be, or have its data come (None). Raises OSError, VsockfwdError."""
         if isinstance(entry, HardLink):
             return self._land_link(spot, entry)
-        old = self._clear(spot)
+        old = self._clear(spot, keeps_part=self._resumes(entry))
         if old is not None and self._options.no_clobber:
+            self._remove_part(spot)
             return Done.KEPT, NOTHING_LOST
         done = Done.NEW if old is None else Done.REPLACED
         if old is not None and isinstance(entry, Symlink) and self._same_symlink(spot, entry, old):
             return Done.SAME, NOTHING_LOST
         if old is not None and not isinstance(entry, Symlink) and self._unchanged(old, entry):
+            self._remove_part(spot)
             return Done.SAME, self._freshen(spot, entry)
         if isinstance(entry, Large | Flow):
             if self._options.dry_run and not self._compares(entry, old):
@@ -315,8 +329,11 @@ class Landing:
 
     # --- what stands there
 
-    def _clear(self, spot: _Spot) -> os.stat_result | None:
-        """What stands in a file's place and may be replaced: a file or a symlink. Raises where the file cannot go."""
+    def _clear(self, spot: _Spot, *, keeps_part: bool = False) -> os.stat_result | None:
+        """What stands in a file's place and may be replaced: a file or a symlink. Raises where the file cannot go.
+
+        What an interrupted copy has left of it goes, unless that is to be resumed.
+        """
         spot.directory.check()
         top = spot.directory.parent is None
         if top and self._place.only_directory:
@@ -339,9 +356,20 @@ class Landing:
             found = None
         if found is not None and not stat.S_ISREG(found.st_mode) and not stat.S_ISLNK(found.st_mode):
             raise CannotCreate("what stands in its place is no file, and is not replaced")
-        if not self._options.resume and not self._options.dry_run:
+        if not keeps_part and not self._options.dry_run:
             remove_part(spot.name, dir_fd=there)
         return found
+
+    def _remove_part(self, spot: _Spot) -> None:
+        """What was left of a file that will not come after all."""
+        if not spot.directory.fresh and not spot.directory.virtual and not self._options.dry_run:
+            remove_part(spot.name, dir_fd=self._directories.fd(spot.directory))
+
+    def _resumes(self, entry: Landed | Symlink) -> bool:
+        """Whether it is a file that is resumed where it was interrupted, and can be if it is now."""
+        if not isinstance(entry, Large) or entry.size <= SMALL_LIMIT or not entry.stamp:
+            return False
+        return self._options.resume and not self._options.inplace and not self._options.dry_run
 
     def _claim(self, name: bytes) -> None:
         """Each name at the top is for one source. Raises CannotCreate."""
@@ -501,7 +529,7 @@ class Landing:
                     incoming.standing = Standing(spot.name, dir_fd=there)
                     self._comparing.append((incoming, incoming.standing.told(spot.number, entry.size)))
                 elif not self._options.inplace:
-                    self._check_room(spot, entry, position)
+                    incoming.reserved = self._reserve(spot, entry, position)
             except BaseException:
                 if incoming.part is not None:
                     incoming.part.abandon()
@@ -518,14 +546,14 @@ class Landing:
 
     def _take_up(self, incoming: _Incoming, entry: Large) -> int:
         """Where to go on with a file that an earlier copy left half done. Raises OSError, CannotCreate."""
-        small = entry.size <= SMALL_LIMIT
-        if small or not self._options.resume or self._options.inplace or self._options.dry_run or not entry.stamp:
-            return 0
         spot = incoming.spot
-        part = Part(self._directories, spot.directory, spot.name, self._options, entry.stamp, entry.size)
+        if not self._resumes(entry) or spot.directory.fresh:
+            return 0
+        part = Part.left(self._directories, spot.directory, spot.name, self._options, entry.stamp, entry.size)
         incoming.part = part
-        if part.position:
-            self._answers.moved += part.position
+        if part is None:
+            return 0
+        self._answers.moved += part.position
         return part.position
 
     def _digest_of_standing(self, spot: _Spot) -> bytes:
@@ -537,16 +565,17 @@ class Landing:
         finally:
             os.close(fd)
 
-    def _check_room(self, spot: _Spot, entry: Large, position: int) -> None:
-        """Raise NoSpace where it is plain before the first byte that a file will not fit."""
+    def _reserve(self, spot: _Spot, entry: Large, position: int) -> int:
+        """Bytes that a file will take. Raises NoSpace where it is plain before the first that it will not fit."""
         if spot.directory.virtual:
-            return
+            return 0
         found = os.fstatvfs(self._directories.fd(spot.directory))
         free = (found.f_bfree if os.geteuid() == 0 else found.f_bavail) * found.f_frsize
         needed = max(entry.allocated - position, 0)
         if needed > free - self._reserved:
             raise NoSpace(f"needs {needed} bytes where {max(free - self._reserved, 0)} are free")
         self._reserved += needed
+        return needed
 
     # --- what was done
 
@@ -689,8 +718,11 @@ class Landing:
         except OSError as error:
             self._tell_removed(directory.path_of(b""), failure_of(error, "what is in it cannot be listed"))
             return
+        parts = [name for name, _ in names if is_part(name)]
+        kept = announced | {part for name in (announced if parts else ()) for part in part_names(name)}
+        kept |= {name for name in parts if is_at_work(name, dir_fd=there)}
         for name, is_directory in names:
-            if name in announced or (name.startswith(PREFIX) and name.endswith((b".part", b".journal"))):
+            if name in kept:
                 continue
             if self._filters and self._filters.leaves_out(self._below_source(directory, name), is_directory):
                 continue
@@ -834,10 +866,18 @@ class Landing:
             if self._options.dry_run:
                 self._settle_incoming(incoming, Done.REPLACED, NOTHING_LOST)
                 return None
-            incoming.arriving = self._arriving(incoming.spot, self._shape(incoming.entry, incoming.old))
+            # What is compared starts from what stands there: to compare once more is how it goes on.
+            if incoming.standing is None and isinstance(incoming.entry, Large) and self._resumes(incoming.entry):
+                incoming.arriving = self._new_part(incoming.spot, incoming.entry)
+            else:
+                incoming.arriving = self._arriving(incoming.spot, self._shape(incoming.entry, incoming.old))
             if incoming.standing is not None:
                 incoming.arriving.start_from(incoming.standing, incoming.position)
         return incoming.arriving
+
+    def _new_part(self, spot: _Spot, entry: Large) -> Part:
+        directories, directory = self._directories, spot.directory
+        return Part(directories, directory, spot.name, self._options, entry.stamp, entry.size, anew=True)
 
     def _same(self, incoming: _Incoming, piece: Same) -> None:
         if incoming.standing is None:
@@ -902,8 +942,7 @@ class Landing:
             incoming.standing = None
         spot, entry = incoming.spot, incoming.entry
         size = incoming.size if incoming.size is not None else incoming.position
-        if isinstance(entry, Large):
-            self._reserved = max(self._reserved - entry.allocated, 0)
+        self._reserved -= incoming.reserved
         if isinstance(entry, Large) and entry.linked and failure is None:
             self._links[spot.number] = (spot.directory, spot.name)
         self._answer(spot, Outcome(spot, size, True, failure, done, loss))
