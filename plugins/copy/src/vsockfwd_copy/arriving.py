@@ -38,11 +38,10 @@ _KEEP_SIZE_AND_PUNCH = 0x01 | 0x02
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a file shall be like when it is complete. `size` is None for one that is as long as what was written, `mode`
-    for one whose permissions are those that any new file gets."""
+    """What a file shall be like when it is complete. `size` is None for one that is as long as what was written."""
 
     size: int | None
-    mode: int | None
+    mode: int
     mtime: int
     extra: Extra | None
 
@@ -56,6 +55,31 @@ def part_names(name: bytes) -> tuple[bytes, bytes]:
     """Where a file that may be resumed is meanwhile, and its journal."""
     stem = PREFIX + b"%012x" % (checksum(name) >> 16)
     return stem + b".part", stem + b".journal"
+
+
+def rename_temporary(temporary: bytes, name: bytes, *, dir_fd: int) -> None:
+    """Give a temporary its name; where that fails it is gone. Raises OSError."""
+    try:
+        os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    finally:
+        # It stands there still where that failed, and where both were names of one file: rename(2) does nothing then.
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=dir_fd)
+
+
+def back_up(name: bytes, suffix: bytes, *, dir_fd: int) -> None:
+    """Keep what is replaced under its name and a suffix; the name itself is never without a file. Raises OSError,
+    CannotCreate."""
+    temporary = temporary_name()
+    try:
+        os.link(name, temporary, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno in _NO_LINK:
+            raise CannotCreate("the file system has no hard links, so no backup can be kept") from None
+        raise
+    rename_temporary(temporary, name + suffix, dir_fd=dir_fd)
 
 
 class Arriving:
@@ -129,7 +153,7 @@ class Arriving:
         loss = Loss(0)
         if not writer.plain:
             loss = writer.dress(fd, shape.mode, shape.extra)
-        elif shape.mode is not None and (self._dirty or shape.mode & umask()):
+        elif self._dirty or shape.mode & umask():
             os.fchmod(fd, shape.mode & 0o777)
         if self._options.times:
             os.utime(fd, ns=(time.time_ns(), shape.mtime))
@@ -149,7 +173,7 @@ class Arriving:
     def _take_name(self, *, replaces: bool) -> None:
         there = self._directories.fd(self._directory)
         if replaces and self._options.backup:
-            self._back_up(there)
+            back_up(self.name, self._options.backup, dir_fd=there)
         if self._temporary is None:
             itself = f"/proc/self/fd/{self._fd}"
             if not replaces:
@@ -162,19 +186,6 @@ class Arriving:
             os.link(itself, self._temporary, dst_dir_fd=there, follow_symlinks=True)
         os.rename(self._temporary, self.name, src_dir_fd=there, dst_dir_fd=there)
         self._temporary = None
-
-    def _back_up(self, there: int) -> None:
-        """Keep what is replaced under its name and a suffix; the name itself is never without a file."""
-        temporary = temporary_name()
-        try:
-            os.link(self.name, temporary, src_dir_fd=there, dst_dir_fd=there, follow_symlinks=False)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if error.errno in _NO_LINK:
-                raise CannotCreate("the file system has no hard links, so no backup can be kept") from None
-            raise
-        os.rename(temporary, self.name + self._options.backup, src_dir_fd=there, dst_dir_fd=there)
 
     def abandon(self) -> None:
         """The copy is broken off: what can be resumed stays, anything else goes."""

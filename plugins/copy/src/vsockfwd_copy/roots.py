@@ -91,9 +91,11 @@ class Root:
             path = os.path.join(above, target)
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
-    def make_directories(self, typed: bytes) -> None:
-        """Make a directory and those above it that are not there. Raises OSError, also where `..` follows one that is
-        not: it would lead from descriptor to descriptor, past the root."""
+    def make_directories(self, typed: bytes, *, dry_run: bool = False) -> bool:
+        """Make a directory and those above it that are not there; whether there were any.
+
+        Raises OSError, also where `..` follows one that is missing: it would lead past the root.
+        """
         path = self.full(typed).rstrip(b"/") or b"/"
         missing: list[bytes] = []
         while True:
@@ -106,7 +108,7 @@ class Root:
                     raise
                 missing.append(name)
         try:
-            for name in reversed(missing):
+            for name in () if dry_run else reversed(missing):
                 try:
                     os.mkdir(name, dir_fd=fd)
                 except FileExistsError:
@@ -116,6 +118,7 @@ class Root:
                 fd = below
         finally:
             os.close(fd)
+        return bool(missing)
 
 
 def _readlink(name: bytes, fd: int) -> bytes | None:
