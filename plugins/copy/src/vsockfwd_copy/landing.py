@@ -45,7 +45,7 @@ from vsockfwd_copy.arriving import (
 from vsockfwd_copy.asked import Wanted
 from vsockfwd_copy.attributes import Loss, Writer
 from vsockfwd_copy.destination import Place
-from vsockfwd_copy.directories import Directory, OpenDirectories
+from vsockfwd_copy.directories import OPEN_BELOW, Directory, OpenDirectories
 from vsockfwd_copy.messages import (
     BLOCK,
     DEPTH_LIMIT,
@@ -783,9 +783,13 @@ class Landing:
     def _remove_others(self, directory: _Arrived, announced: set[bytes]) -> None:
         """Remove what stands in a directory and did not come, but for what the filters leave out."""
         try:
-            there = self._directories.fd(directory)
-            with os.scandir(there) as found:
-                names = sorted((os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in found)
+            # The destination's own descriptor need not be one to read from: it may be a directory to write into only.
+            there = os.open(b".", OPEN_BELOW, dir_fd=self._directories.fd(directory))
+            try:
+                with os.scandir(there) as found:
+                    names = sorted((os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in found)
+            finally:
+                os.close(there)
         except OSError as error:
             self._tell_removed(directory.path_of(b""), failure_of(error, "what is in it cannot be listed"))
             return
