@@ -1,4 +1,4 @@
-"""What is kept beside content, mode and mtime: owners, hard links, attributes, ACLs; and what of it was lost is told."""
+"""What is kept beside content, mode and mtime: owners, hard links, attributes, ACLs; what is lost is told."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from plugins.copy.tests.test_trouble import as_nobody
 from plugins.copy.tests.world import MIB, World, snapshot
 from vsockfwd.plugin import BadRequest, FileDone, Problem
 from vsockfwd_copy.attributes import Loss, Writer
-from vsockfwd_copy.messages import SMALL_LIMIT, XATTRS_LIMIT, Extra, Owner
-from vsockfwd_copy.options import LandOptions
+from vsockfwd_copy.messages import SMALL_LIMIT, Extra, Owner
+from vsockfwd_copy.options import LandOptions, Symlinks
 
 LARGE = SMALL_LIMIT + 1
 """Bytes of a file whose data does not ride in its announcement."""
@@ -56,15 +56,9 @@ def with_acls(world: World) -> Iterator[tuple[Path, Path]]:
         yield Path(folder) / "from", Path(folder) / "to"
 
 
-@pytest.fixture
-def without_xattrs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """File systems that have none."""
-
-    def refuse(*args: object, **keywords: object) -> None:
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-
-    monkeypatch.setattr("os.setxattr", refuse)
-    monkeypatch.setattr("os.removexattr", refuse)
+def no_xattrs(*args: object, **keywords: object) -> None:
+    """What setxattr(2) says on a file system that has none."""
+    raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
 
 def problems(world: World) -> list[str]:
@@ -375,14 +369,14 @@ async def test_what_gives_power_comes_with_its_owner_only(world: World, towards:
 
 
 async def test_attributes_that_cannot_be_kept_are_told_and_fail_what_demanded_them(
-    world: World, towards: str, without_xattrs: None
+    world: World, towards: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = world.source(towards) / "tree"
     tree.mkdir()
     for name in ("a", "b"):
         (tree / name).write_text(name)
-        # setfattr(1) stands in for os.setxattr, which is taken away here
-        assert os.spawnlp(os.P_WAIT, "setfattr", "setfattr", "-n", "user.a", "-v", "1", os.fspath(tree / name)) == 0
+        os.setxattr(tree / name, "user.a", b"1")
+    monkeypatch.setattr("os.setxattr", no_xattrs)
     assert await world.carry(towards, "tree", "", recursive=True, xattrs=True) == 0
     assert problems(world) == ["extended attributes of 2 could not be kept"]
     assert await world.carry(towards, "tree", "", recursive=True, xattrs=True, demanded=True) == 23
@@ -391,21 +385,17 @@ async def test_attributes_that_cannot_be_kept_are_told_and_fail_what_demanded_th
 
 
 async def test_more_attributes_than_are_taken_fail_their_file_only(
-    world: World, towards: str, with_acls: tuple[Path, Path]
+    world: World, towards: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, sink = with_acls
-    (source / "tree").mkdir()
-    (source / "tree" / "a").write_text("a")
-    (source / "tree" / "b").write_text("b")
-    try:
-        for number in range(2):
-            os.setxattr(source / "tree" / "a", f"user.{number}", bytes(XATTRS_LIMIT // 2))
-    except OSError as error:
-        pytest.skip(f"the file system takes less: {error}")
-    words = (f"{source}/tree", f"{sink}/")
-    assert await world.carry(towards, *words, recursive=True, xattrs=True) == 23
-    assert [why for why in world.failures().values()] == [f"has more than {XATTRS_LIMIT} bytes of extended attributes"]
-    assert os.listdir(sink / "tree") == ["b"]
+    monkeypatch.setattr("vsockfwd_copy.attributes.XATTRS_LIMIT", 500)
+    tree = world.source(towards) / "tree"
+    tree.mkdir()
+    for name, size in (("a", 500), ("b", 490)):
+        (tree / name).write_text(name)
+        os.setxattr(tree / name, "user.x", bytes(size))
+    assert await world.carry(towards, "tree", "", recursive=True, xattrs=True) == 23
+    assert list(world.failures().values()) == ["has more than 500 bytes of extended attributes"]
+    assert os.listdir(world.sink(towards) / "tree") == ["b"]
 
 
 # --- ACLs --------------------------------------------------------------------------------------------------------
@@ -491,7 +481,7 @@ def tree_of_links(source: Path) -> None:
 async def test_which_symlinks_are_followed(world: World, towards: str, how: str) -> None:
     source, sink = world.source(towards), world.sink(towards)
     tree_of_links(source)
-    code = await world.carry(towards, "named", "named-file", "tree", "", recursive=True, symlinks=how)
+    code = await world.carry(towards, "named", "named-file", "tree", "", recursive=True, symlinks=Symlinks(how))
     assert (sink / "named").is_symlink() == (sink / "named-file").is_symlink() == (how == "P")
     links = {path.name for path in (sink / "tree").rglob("*") if path.is_symlink()}
     if how == "L":
@@ -512,10 +502,10 @@ async def test_which_symlinks_are_followed(world: World, towards: str, how: str)
 async def test_a_symlink_that_is_named_and_leads_nowhere_is_copied_as_one_or_fails(world: World, towards: str) -> None:
     (world.source(towards) / "dangling").symlink_to("nowhere")
     (world.source(towards) / "loop").symlink_to("loop")
-    assert await world.carry(towards, "dangling", "loop", "", symlinks="P") == 0
+    assert await world.carry(towards, "dangling", "loop", "", symlinks=Symlinks.NONE) == 0
     assert os.readlink(world.sink(towards) / "dangling") == "nowhere"
-    assert await world.carry(towards, "dangling", "loop", "", symlinks="H") == 23
-    assert await world.carry(towards, "dangling", "there", symlinks="L") == 1
+    assert await world.carry(towards, "dangling", "loop", "", symlinks=Symlinks.NAMED) == 23
+    assert await world.carry(towards, "dangling", "there", symlinks=Symlinks.ALL) == 1
 
 
 async def test_a_file_that_a_symlink_became_meanwhile_is_not_followed(
@@ -534,7 +524,7 @@ async def test_a_file_that_a_symlink_became_meanwhile_is_not_followed(
         return plain(self, source, name, kind)
 
     monkeypatch.setattr("vsockfwd_copy.walking.Tree._plain", late)
-    assert await world.carry(towards, "tree", "", recursive=True, symlinks="P") == 23
+    assert await world.carry(towards, "tree", "", recursive=True, symlinks=Symlinks.NONE) == 23
     assert not (world.sink(towards) / "tree" / "a").exists()
 
 
