@@ -54,8 +54,11 @@ def _resolve(destination: bytes, told: str, sources: int, options: LandOptions, 
         into = options.directory or sources != 1 or (path.endswith(b"/") and not options.plain)
         missing = root.make_directories(path if into else os.path.dirname(path.rstrip(b"/")), dry_run=options.dry_run)
         if missing and options.dry_run:
+            _check_slash(path, told, options, into)
             name = None if into else os.path.basename(path.rstrip(b"/"))
-            return Place(root.open(b"/", _DIRECTORY), name, path, virtual=True)
+            return Place(
+                root.open(b"/", _DIRECTORY), name, path, only_directory=not into and path.endswith(b"/"), virtual=True
+            )
     kind = _kind_of(destination, root)
     is_directory = kind is not None and stat.S_ISDIR(kind)
     if is_directory and not options.plain:
@@ -67,14 +70,17 @@ def _resolve(destination: bytes, told: str, sources: int, options: LandOptions, 
         raise CannotCreate(f"{told}: is no directory", hint=hint)
     if kind is not None and not is_directory and not stat.S_ISREG(kind):
         raise CannotCreate(f"{told}: is neither a file nor a directory, and is not replaced")
-    slash = path.endswith(b"/")
-    if slash and not options.recursive:
-        raise CannotCreate(f"{told}: no such directory", hint="leave out the slash to make a file of that name")
+    _check_slash(path, told, options, False)
     fd, name = root.parent(destination)
     if name in (b"", b".", b".."):
         os.close(fd)
         raise CannotCreate(f"{told}: names no file that could be made", hint="without -T the sources go into it")
-    return Place(fd, name, path.rstrip(b"/"), only_directory=slash)
+    return Place(fd, name, path.rstrip(b"/"), only_directory=path.endswith(b"/"))
+
+
+def _check_slash(path: bytes, told: str, options: LandOptions, into: bool) -> None:
+    if path.endswith(b"/") and not into and not options.recursive:
+        raise CannotCreate(f"{told}: no such directory", hint="leave out the slash to make a file of that name")
 
 
 def _kind_of(destination: bytes, root: Root) -> int | None:
