@@ -67,7 +67,7 @@ async def serve(call: Call) -> None:
 
 
 async def _send(call: Call, request: Get, root: Root) -> None:
-    if call.root is not None and request.options.symlinks is Symlinks.ALL:
+    if call.root is not None and request.options.symlinks == Symlinks.ALL:
         raise BadRequest("-L cannot be held to --root: what a symlink leads to may be outside of it")
     account = Account(_summary_only(call.report), f"copy to {call.peer}", tells_files=False)
     tree = Tree(request.sources, request.options, root)

@@ -54,7 +54,7 @@ class Expected:
     @property
     def several(self) -> bool:
         """Whether there may be more than one."""
-        return self._count != 1 or self._glob
+        return self._count != 1 or any(self._is_several(source) for source in self._sources or ())
 
     @property
     def complete(self) -> bool:

@@ -144,7 +144,7 @@ class Tree:
         self._chmod = Chmod(options.chmod)
         self._reader = Reader(options)
         self._extra = bool(self._reader)
-        self._follow = options.symlinks is Symlinks.ALL
+        self._follow = options.symlinks == Symlinks.ALL
         self._links: dict[tuple[int, int], int] = {}
         """Files of several names that were announced: their numbers."""
         self._next = 1
@@ -256,7 +256,7 @@ class Tree:
 
     def _walk_one(self, source: Source, name: bytes) -> Iterator[Item]:
         try:
-            found = self._root.stat(source.name, follow=self._options.symlinks is not Symlinks.NONE)
+            found = self._root.stat(source.name, follow=self._options.symlinks != Symlinks.NONE)
         except OSError as error:
             yield _lost(source, name, error)
             return
