@@ -182,7 +182,7 @@ def windowed(sender: Sender, receiver: Receiver, size: int, count: int, window: 
     """As fast as it goes: at most `window` datagrams on their way at any time. What is lost frees its place late."""
     started = last = time.monotonic()
     first, before = sender.sent, receiver.received
-    gone = 0
+    gone, waited = 0, 0.0
     while True:
         way = sender.sent - first - (receiver.received - before) - gone
         if sender.sent - first < count and way < window:
@@ -195,11 +195,13 @@ def windowed(sender: Sender, receiver: Receiver, size: int, count: int, window: 
             break
         if now - last > SILENCE:
             gone += way
+            waited += now - last  # to find out what was lost is the load's pains, not the tunnel's
+            last = now
             if sender.sent - first >= count:
                 break
         elif way >= window or sender.sent - first >= count:
             time.sleep(0.0001)
-    return Run(sender.sent - first, receiver.received - before, receiver.wrong, last - started)
+    return Run(sender.sent - first, receiver.received - before, receiver.wrong, last - started - waited)
 
 
 def paced(sender: Sender, receiver: Receiver, size: int, rate: float, seconds: float, burst: int = 16) -> Run:
