@@ -273,5 +273,5 @@ def stream_over(sock: socket.socket, peer: Any, name: str) -> SocketStream:
     if sock.family == socket.AF_UNIX:
         return SocketStream(sock, unix.FEATURES, unix.credentials(sock), name)
     if sock.family == vsock.FAMILY:
-        return vsock.VsockStream(sock, VsockPeer(*peer), name)
+        return vsock.VsockStream(sock, VsockPeer(*peer), name, vsock.own_cid)
     raise UsageError(f"{name}: no transport for sockets of the family {sock.family}")
