@@ -67,6 +67,15 @@ def test_we_dial_socats_vsock_listener_and_get_its_answer_after_a_half_close(vso
         assert done.stdout.split()[0].decode() == digest, done.stderr
 
 
+def test_we_dial_from_the_port_that_bind_names(vsock: Level) -> None:
+    port = vsock.free_port()
+    with vsock.guest.cli(["relay", "-d", f"VSOCK-LISTEN:{port},fork", "SYSTEM:echo $SOCAT_PEERPORT; cat"]) as ours:
+        ours.wait_output("listening on", LIMIT)
+        words = ["relay", "-", f"VSOCK-CONNECT:{cid(vsock)}:{port},bind=:1777,sndbuf=100000"]
+        done = vsock.host.run_cli(words, timeout=LIMIT, stdin=b"question\n")
+        assert done.stdout == b"1777\nquestion\n", done.stderr
+
+
 def test_a_cid_out_of_the_range_is_not_let_in(vsock: Level) -> None:
     ports = vsock.free_port(), vsock.free_port()
     allowed = "local" if vsock.name == "loopback" else "host"

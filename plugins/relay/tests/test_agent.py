@@ -54,6 +54,20 @@ async def test_a_reset_behind_the_agent_is_no_end(relaying: Start, agent: str, t
             await running.end()
 
 
+async def test_a_caller_of_a_relay_is_reset_where_the_agent_s_side_was(relaying: Start, agent: str) -> None:
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+    async with listener:
+        port = listener.socket.getsockname()[1]
+        running = relaying("TCP-LISTEN:0,bind=127.0.0.1", f"AGENT:{agent}:127.0.0.1:{port}")
+        async with await trio.open_tcp_stream("127.0.0.1", await running.port()) as caller:
+            async with await listener.accept() as stream:
+                await stream.send_all(b"half")
+                assert await caller.receive_some() == b"half"
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            with pytest.raises(trio.BrokenResourceError):
+                await caller.receive_some()
+
+
 async def test_what_the_relay_gives_up_the_agent_gives_up(relaying: Start, agent: str, tmp_path: Path) -> None:
     listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
     async with listener:

@@ -414,9 +414,7 @@ class Flow(_OfOne):
         if self._shared is None:
             raise OSError(errno.EBADF, "closed")
         if not self._queue:
-            self._listener.drain()
-        if not self._queue:
-            raise BlockingIOError
+            raise BlockingIOError  # who waits for the socket looks what is there
         data = self._queue.popleft()
         self._queued -= len(data)
         buffer[: len(data)] = data
