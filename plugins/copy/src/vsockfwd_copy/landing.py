@@ -796,7 +796,7 @@ class Landing:
             return
         parts = [name for name, _ in names if is_part(name)]
         kept = announced | {part for name in (announced if parts else ()) for part in part_names(name)}
-        kept |= {name for name in parts if is_at_work(name, dir_fd=there)}
+        kept |= {name for name in parts if is_at_work(name, dir_fd=self._directories.fd(directory))}
         for name, is_directory in names:
             if name in kept:
                 continue
