@@ -42,7 +42,7 @@ from vsockfwd_copy.arriving import (
     temporary_name,
     umask,
 )
-from vsockfwd_copy.asked import Wanted
+from vsockfwd_copy.asked import Asked, Wanted
 from vsockfwd_copy.attributes import Loss, Writer
 from vsockfwd_copy.destination import Place
 from vsockfwd_copy.directories import OPEN_BELOW, Directory, OpenDirectories
@@ -77,10 +77,9 @@ from vsockfwd_copy.messages import (
     checksum,
     digest_of,
     failure_of,
-    landing_name,
 )
 from vsockfwd_copy.options import LandOptions
-from vsockfwd_copy.patterns import Filters, is_pattern, literal, matches
+from vsockfwd_copy.patterns import Filters
 from vsockfwd_copy.removing import remove_tree
 from vsockfwd_copy.standing import Standing
 
@@ -228,6 +227,7 @@ class Landing:
         self._options = options
         self._count = count
         self._sources = sources
+        self._asked = None if sources is None else Asked(sources, glob=glob)
         self._glob = glob
         self._wanted = wanted
         self._writer = Writer(options)
@@ -239,7 +239,7 @@ class Landing:
         self._tops: set[bytes] = set()
         """Names at the top that came, where there are several."""
         self._announced = 0
-        """Sources that came, in order."""
+        """Entries that came at the top, where they are counted."""
         self._next = 1
         self._pending: dict[int, _Incoming] = {}
         self._current: _Incoming | None = None
@@ -274,8 +274,10 @@ class Landing:
 
     def finish(self) -> None:
         """The sender says that it is complete. Raises PeerBrokeProtocol where it is not."""
-        left = self._sources[self._announced :] if self._sources is not None and self._glob else ()
-        complete = self._announced == self._count or not self._count or (left and all(map(is_pattern, left)))
+        if self._asked is None:
+            complete = self._announced == self._count or not self._count
+        else:
+            complete = self._announced == 1 if self._wanted is not None else self._asked.complete()
         if self._current or self._pending or len(self._stack) > 1 or not complete:
             raise PeerBrokeProtocol("the sender ended before all that it had to send")
 
@@ -362,7 +364,7 @@ class Landing:
 
     def _word_of(self, entry: Enter | Small | Large | Symlink | Lost | HardLink | Flow) -> bytes:
         """What a person calls an entry at the top: the sources, one each and in order. Raises PeerBrokeProtocol."""
-        if self._sources is None:
+        if self._asked is None or self._sources is None:
             self._announced += 1
             if self._count and self._announced > self._count:
                 raise PeerBrokeProtocol(f"the sender announced more than {self._count} sources")
@@ -371,26 +373,8 @@ class Landing:
             self._announced += 1
             if self._announced > 1 or entry.name or not isinstance(entry, Enter | Lost):
                 raise PeerBrokeProtocol(f"the sender sent {printable(entry.name)!r}, which was not asked for")
-            self._announced = self._count
             return self._sources[0]
-        while self._announced < self._count:
-            source = self._sources[self._announced]
-            expected = landing_name(source)
-            if not self._glob or not is_pattern(source):
-                if entry.name != expected:
-                    break
-                self._announced += 1
-                return source
-            if is_pattern(expected) and entry.name == expected:  # itself, since nothing fits it
-                self._announced += 1
-                return source
-            if entry.name == literal(expected) or matches(expected, entry.name):
-                return entry.name  # there may be more of them
-            self._announced += 1
-        if self._announced >= self._count:
-            raise PeerBrokeProtocol(f"the sender announced more than {self._count} sources")
-        asked = printable(self._sources[self._announced])
-        raise PeerBrokeProtocol(f"the sender sent {printable(entry.name)!r} where {asked!r} was asked for")
+        return self._asked.word(entry.name)
 
     # --- what stands there
 

@@ -169,7 +169,7 @@ class Target:
         account = self._account(f"copy from {self.session.name}", options)
         sending = options.sending(glob=glob)
         for asked in _requests(_paths(sources), [], sending):
-            pouring = Pouring(fd, len(asked), options.algorithm)
+            pouring = Pouring(fd, asked, options.algorithm, glob=glob)
             opened = await self.session.open(MODE_NAME, Request(Get(asked, sending)))
             async with _over(opened.channel) as channel:
                 await receive(channel, pouring, account)
@@ -318,4 +318,14 @@ def standard_input(sources: Sequence[bytes]) -> int | None:
         return None
     if len(sources) > 1:
         raise UsageError("stdin is one source, and stands alone", hint="a file of that name is ./-")
+    if sys.stdin is None:
+        raise UsageError("standard input is closed", hint="open it, on /dev/null at least")
     return sys.stdin.fileno()
+
+
+def standard_output() -> int:
+    """The descriptor that the destination `-` stands for. Raises UsageError where there is none."""
+    # What stands in for a stream that was closed when the process began is no place for what was asked for.
+    if sys.__stdout__ is None:
+        raise UsageError("standard output is closed", hint="open it, on /dev/null at least")
+    return sys.stdout.fileno()
