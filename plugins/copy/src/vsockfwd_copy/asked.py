@@ -50,6 +50,8 @@ class Expected:
         self._glob = glob
         self._below = below
         self._at = 0
+        self._came: set[bytes] = set()
+        """Names that answered a pattern."""
 
     @property
     def several(self) -> bool:
@@ -61,7 +63,11 @@ class Expected:
         """Whether all have come that must."""
         if not self._count or self._at == self._count:
             return True
-        return self._sources is not None and all(self._is_several(source) for source in self._sources[self._at :])
+        if self._sources is None:
+            return False
+        # What a pattern before it took in may have been a later source's; no more than a pattern has to be there.
+        left = self._sources[self._at :]
+        return all(self._is_several(source) or landing_name(source) in self._came for source in left)
 
     def word(self, entry: Entry) -> bytes:
         """What a person calls an entry at the top. Raises PeerBrokeProtocol for one that was not asked for."""
@@ -84,10 +90,12 @@ class Expected:
                     break
                 self._at += 1
                 return source
-            if name in (expected, literal(expected)):
+            if is_pattern(expected) and name == expected:  # itself: it is called so, or nothing fits it
+                self._at += 1
                 return source
-            if matches(expected, name):
-                return name
+            if name == literal(expected) or matches(expected, name):
+                self._came.add(name)
+                return name  # there may be more of them
             self._at += 1
         if self._at >= self._count:
             raise PeerBrokeProtocol(f"the sender announced more than {self._count} sources")

@@ -317,4 +317,14 @@ def standard_input(sources: Sequence[bytes]) -> int | None:
         return None
     if len(sources) > 1:
         raise UsageError("stdin is one source, and stands alone", hint="a file of that name is ./-")
+    if sys.stdin is None:
+        raise UsageError("standard input is closed", hint="open it, on /dev/null at least")
     return sys.stdin.fileno()
+
+
+def standard_output() -> int:
+    """The descriptor that the destination `-` stands for. Raises UsageError where there is none."""
+    # What stands in for a stream that was closed when the process began is no place for what was asked for.
+    if sys.__stdout__ is None:
+        raise UsageError("standard output is closed", hint="open it, on /dev/null at least")
+    return sys.stdout.fileno()

@@ -241,7 +241,9 @@ class Tree:
 
     def _expand_part(self, above: bytes, part: bytes, last: bool) -> Iterator[bytes]:
         if not is_pattern(part):
-            yield above + literal(part) + (b"" if last else b"/")
+            path = above + literal(part)
+            if not last or self._is_there(path):
+                yield path if last else path + b"/"
             return
         try:
             fd = self._root.open(above, OPEN_ROOT)
@@ -253,6 +255,13 @@ class Tree:
                     yield above + name + (b"" if last else b"/")
         finally:
             os.close(fd)
+
+    def _is_there(self, path: bytes) -> bool:
+        try:
+            self._root.stat(path, follow=False)
+        except OSError:
+            return False
+        return True
 
     def _walk_one(self, source: Source, name: bytes) -> Iterator[Item]:
         try:
