@@ -382,10 +382,25 @@ def test_a_part_that_gets_its_name_while_it_is_being_opened_is_not_cut(
     finally:
         part.discard()
     assert os.listdir(tmp_path) == [NAME]
-    (tmp_path / NAME).rename(part_of(tmp_path))
-    remove_part(NAME.encode(), dir_fd=directories.fd(directory))
     directories.close()
-    assert (tmp_path / NAME).read_bytes() == CONTENT
+
+
+def test_a_part_that_is_begun_while_an_older_one_is_being_removed_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+
+    def begin_another_first(fd: int, how: int) -> None:
+        part_of(tmp_path).unlink()
+        part_of(tmp_path).write_text("another")
+        lock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", begin_another_first)
+    part_of(tmp_path).write_bytes(CONTENT)
+    there = os.open(tmp_path, os.O_RDONLY)
+    remove_part(NAME.encode(), dir_fd=there)
+    os.close(there)
+    assert part_of(tmp_path).read_text() == "another"
 
 
 def _symlink(path: Path, outside: Path) -> None:

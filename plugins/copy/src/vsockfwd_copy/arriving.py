@@ -224,7 +224,7 @@ class Arriving:
 
     def abandon(self) -> None:
         """The copy is broken off: what can be resumed stays, anything else goes."""
-        if self._journal is None or not self._journal.end:
+        if self._journal is None:
             self.discard()
             return
         self._let_go()

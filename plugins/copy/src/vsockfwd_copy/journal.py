@@ -39,13 +39,12 @@ def boot() -> bytes:
 
 
 class Journal:
-    """One file's journal. `end` is how far it says that the file is whole."""
+    """One file's journal."""
 
     def __init__(self, fd: int) -> None:
         """`fd` is its own from here on, a regular file open for reading and writing."""
         self._fd = fd
         self._check = 0
-        self.end = 0
 
     def close(self) -> None:
         os.close(self._fd)
@@ -62,13 +61,12 @@ class Journal:
         if check != checksum(header[:-8]):
             return 0
         self._check = check
-        self.end = self._believe(part, size, same_boot=header[-24:-8] == boot())
-        return self.end
+        return self._believe(part, size, same_boot=header[-24:-8] == boot())
 
     def begin(self, stamp: bytes, size: int) -> None:
         """Forget all, for a file that starts anew. Raises OSError."""
         body = _about(stamp, size) + boot()
-        self._check, self.end = checksum(body), 0
+        self._check = checksum(body)
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, body + self._check.to_bytes(8, "big"), 0)
         os.lseek(self._fd, _HEADER.size, os.SEEK_SET)
@@ -78,7 +76,6 @@ class Journal:
         body = end.to_bytes(8, "big") + piece.to_bytes(8, "big")
         self._check = checksum(self._check.to_bytes(8, "big") + body)
         os.write(self._fd, body + self._check.to_bytes(8, "big"))
-        self.end = end
 
     def _believe(self, part: int, size: int, *, same_boot: bool) -> int:
         there = os.fstat(part).st_size
