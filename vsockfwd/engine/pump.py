@@ -182,6 +182,7 @@ class Pump:
         if self._pipe is not None and (needs := self._splice()) is not None:
             return needs
         rounds = 0
+        bulk = False
         buffer, data = self._buffer, self._rest
         if buffer is None:
             buffer = self._buffers.borrow()
@@ -198,6 +199,7 @@ class Pump:
                     if not size:
                         return Needs.NOTHING
                     self.bytes += size
+                    bulk = self._splices and size >= SPLICE_FROM
                     data = self._frame(buffer, size) if self._frame is not None else buffer[:size]
                 try:
                     sent = self._send(data)
@@ -210,8 +212,9 @@ class Pump:
                     data = data[sent:]
                     continue
                 data = None
-                if self._splices and size >= SPLICE_FROM and (needs := self._splice()) is not None:
+                if bulk and (needs := self._splice()) is not None:
                     return needs
+                bulk = False
                 rounds += 1
                 if rounds == ROUNDS:
                     return Needs.TURN
