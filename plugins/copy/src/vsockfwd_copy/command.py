@@ -147,6 +147,8 @@ def cp(
         algorithm=digest,
     )
     what = plan(locations, _port(port), invocation.target, into=target_directory)
+    if invocation.json and progress != "json" and what.destination == STANDARD and not what.destinations:
+        raise UsageError("--json and the files would both go to stdout", hint="--progress json tells on standard error")
     below = _read_names(files_from, from0) if files_from is not None else []
     check(what, options, files_from is not None)
     invocation = dataclasses.replace(invocation, report=telling(progress, invocation.report))
