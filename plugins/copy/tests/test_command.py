@@ -175,13 +175,7 @@ def test_stdin_and_stdout_are_a_pipes_two_ends(place: Path) -> None:
         ("cp '@data' - > /dev/full", 74, "standard output: no space left on device"),
         ("cp '@data' - >&-", 2, "standard output is closed"),
         ("cp - '@x' <&-", 2, "standard input is closed"),
-        ("cp - '@x/' < /dev/null", 73, "no such directory"),
         ("cp --files-from - dir '@' <&-", 2, "standard input is closed"),
-        ("cp -r '@dir' -", 2, "stdout takes files, not directories"),
-        ("cp '@dir' -", 23, "is a directory, which needs -r"),
-        ("cp --json '@data' -", 2, "both go to stdout"),
-        ("cp --update - '@x' < data", 2, "nothing to be compared by"),
-        ("cp - data '@' < data", 2, "stands alone"),
     ],
 )
 def test_streams_that_will_not_do_are_told_in_a_line(place: Path, line: str, code: int, told: str) -> None:
@@ -216,8 +210,6 @@ def test_progress_is_lines_for_programs_and_statistics_for_all(place: Path) -> N
     done = run(place, "--json", "--stats", "--update", "data", "@copy")
     (statistics,) = [event for event in events(done.stdout) if event["event"] == "statistics"]
     assert (statistics["unchanged"], statistics["carried"], statistics["new"]) == (1, 0, 0)
-    done = run(place, "--stats", "--progress", "none", "@data", "copy")
-    assert "1 replaced, 0 unchanged" in done.stderr
     for name in ("data", "copy"):
         os.unlink(place / name)
 
@@ -262,16 +254,22 @@ def test_paths_come_from_a_file(place: Path) -> None:
         (("--chmod", "u=q", "a", "@"), "no change of permissions"),
         (("--digest", "md5", "a", "@"), "md5"),
         (("--progress", "loud", "a", "@"), "no such kind"),
+        (("-r", "@dir", "-"), "stdout takes files, not directories"),
+        (("--json", "@data", "-"), "both go to stdout"),
+        (("--update", "-", "@x"), "nothing to be compared by"),
+        (("-", "data", "@"), "stands alone"),
         (("--files-from", "nope", "a", "@"), "no such file"),
         (("-r", "--delete", "--files-from", "a.sock", "a", "@"), "exclude each other"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_before_anybody_is_called(
-    place: Path, words: tuple[str, ...], told: str
+    place: Path, words: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     errors = io.StringIO()
-    with contextlib.redirect_stderr(errors):
-        code = main(["cp", *(f"[unix:{place}/nobody]:" + word[1:] if word[:1] == "@" else word for word in words)])
+    words = tuple(f"[unix:{place}/nobody]:" + word[1:] if word.startswith("@") else word for word in words)
+    with contextlib.redirect_stderr(errors), open(os.devnull) as nothing:
+        monkeypatch.setattr("sys.stdin", nothing)
+        code = main(["cp", *words])
     assert (code, told in " ".join(errors.getvalue().split())) == (2, True), errors.getvalue()
 
 
