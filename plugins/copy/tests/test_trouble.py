@@ -20,7 +20,7 @@ from vsockfwd_copy.arriving import Arriving
 from vsockfwd_copy.destination import resolve
 from vsockfwd_copy.directories import Directory, OpenDirectories
 from vsockfwd_copy.landing import Landing
-from vsockfwd_copy.messages import Chunk, Entries, GiveUp, Large, Lost, Piece, Range, Small, digest_of
+from vsockfwd_copy.messages import Chunk, Entries, GiveUp, Large, Lost, Piece, Range, Small, checksum, digest_of
 from vsockfwd_copy.options import LandOptions, SendOptions
 from vsockfwd_copy.reading import Reading
 from vsockfwd_copy.roots import Root
@@ -153,18 +153,25 @@ async def test_no_room_is_known_before_the_first_byte(world: World, towards: str
         assert sorted(path.name for path in disk.iterdir()) == ["big", "first", "second"]
 
 
-async def test_room_that_a_file_has_taken_is_not_counted_twice(
-    world: World, towards: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vsockfwd_copy.walking.BATCH_LIMIT", 1)
-    monkeypatch.setattr("vsockfwd_copy.sending.WINDOW", 2)
-    tree = world.source(towards) / "tree"
-    tree.mkdir()
-    for number in range(6):
-        (tree / f"{number}").write_bytes(os.urandom(MIB))
-    with small_disk(world.tmp / "disk", 6 * MIB + MIB // 4) as disk:
-        assert await world.carry(towards, "tree/.", f"{disk}", recursive=True) == 0
-        assert len(os.listdir(disk)) == 6
+def test_room_that_a_file_has_taken_is_not_counted_twice(tmp_path: Path) -> None:
+    def large(name: bytes, size: int) -> Large:
+        return Large(name, 0o644, 0, size, allocated=size)
+
+    data = memoryview(os.urandom(MIB))
+    with small_disk(tmp_path / "disk", 9 * MIB // 2) as disk:
+        place = resolve(os.fsencode(disk), sources=3, options=LandOptions(), root=Root(b"/"))
+        landing = Landing(place, LandOptions(), 3)
+        landing.announce(Entries(1, [large(b"a", 3 * MIB)]))
+        for at in (0, MIB):
+            landing.receive(Chunk(1, at, MIB, checksum(data)), data)
+        landing.announce(Entries(2, [large(b"b", MIB), large(b"c", MIB)]))
+        answers = landing.take_answers()
+        assert [want.file for want in answers.wants] == [1, 2], "b has room, and c has not"
+        assert [(result.entry, result.failure and result.failure.code) for result in answers.results] == [
+            (3, Code.NO_SPACE)
+        ]
+        landing.close()
+        place.close()
 
 
 @pytest.mark.parametrize("options", [{}, {"inplace": True}, {"delta": True}], ids=str)
