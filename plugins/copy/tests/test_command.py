@@ -282,6 +282,22 @@ def test_a_list_that_names_nothing_good_is_refused(tmp_path: Path, text: bytes, 
         _read_names(os.fspath(tmp_path / "list"), False)
 
 
+def test_an_agent_with_a_root_that_is_only_read_gives_what_is_in_it_and_takes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "top").mkdir()
+    (tmp_path / "top" / "file").write_text("inside")
+    (tmp_path / "secret").write_text("outside")
+    words = ["serve", "-q", "--root", f"{tmp_path}/top", "--read-only", "-l", f"unix:{tmp_path}/a.sock"]
+    with ended(start(words, tmp_path, tmp_path)):
+        wait_until((tmp_path / "a.sock").exists, "the agent does not listen")
+        assert run(tmp_path, "-q", "@/file", "got").returncode == 0
+        assert run(tmp_path, "-q", "@../secret", "stolen").returncode == 1
+        done = run(tmp_path, "secret", "@new")
+        assert (done.returncode, "read-only" in done.stderr) == (77, True)
+    assert (tmp_path / "got").read_text() == "inside"
+    assert os.listdir(tmp_path / "top") == ["file"]
+    assert not (tmp_path / "stolen").exists()
+
+
 @pytest.mark.parametrize(("text", "rate"), [("500k", 512_000), ("10M", 10 << 20), ("1.5g", 3 << 29), ("7", 7), ("", 0)])
 def test_a_rate_is_bytes_a_second(text: str, rate: int) -> None:
     assert _rate(text) == rate
