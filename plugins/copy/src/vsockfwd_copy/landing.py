@@ -300,15 +300,18 @@ class Landing:
         """Make an entry what it shall be, or have its data come (None). Raises OSError, VsockfwdError."""
         if isinstance(entry, HardLink):
             return self._land_link(spot, entry)
-        old = self._clear(spot, keeps_part=self._resumes(entry))
+        resumes = self._resumes(entry)
+        old = self._clear(spot, keeps_part=resumes)
         if old is not None and self._options.no_clobber:
-            self._remove_part(spot)
+            if resumes:
+                self._remove_part(spot)
             return Done.KEPT, NOTHING_LOST
         done = Done.NEW if old is None else Done.REPLACED
         if old is not None and isinstance(entry, Symlink) and self._same_symlink(spot, entry, old):
             return Done.SAME, NOTHING_LOST
         if old is not None and not isinstance(entry, Symlink) and self._unchanged(old, entry):
-            self._remove_part(spot)
+            if resumes:
+                self._remove_part(spot)
             return Done.SAME, self._freshen(spot, entry)
         if isinstance(entry, Large | Flow):
             if self._options.dry_run and not self._compares(entry, old):
