@@ -6,7 +6,7 @@ DISTS  := . plugins/relay plugins/copy plugins/dgram
 META   := pyproject.toml $(wildcard plugins/*/pyproject.toml) constraints.txt dev-constraints.txt
 PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip --quiet
 
-.PHONY: demo test check format bench vm-test vm-install constraints completions clean
+.PHONY: demo test check format bench vm-test vm-install constraints completions pages clean
 
 demo: $(VENV)/.run
 	$(BIN)/vsockfwd demo
@@ -56,6 +56,9 @@ constraints: $(VENV)/.dev
 
 completions: $(VENV)/.dev
 	$(BIN)/python packaging/completions.py
+
+pages: $(VENV)/.dev
+	$(BIN)/python packaging/relay_pages.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

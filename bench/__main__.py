@@ -2,6 +2,8 @@
 
 import sys
 
-from bench import relay
+from bench import dgram, relay
 
-print(relay.main(int(sys.argv[1]) if len(sys.argv) > 1 else 5))
+rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+print(relay.main(rounds))
+print(dgram.main(rounds))

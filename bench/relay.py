@@ -1,22 +1,27 @@
-"""The raw relay, TCP client → relay → UNIX socket → server, against socat and HAProxy.
+"""The raw relay, TCP client → relay → UNIX socket → server, against socat and HAProxy; and `vsockfwd relay`, pair by
+pair, against socat alone.
 
     python -m bench.relay [ROUNDS]
 
 Bulk: the server sends 2 GiB to a client that discards them. Connections: nginx serves a short page, wrk asks for it
-with `Connection: close`, 32 at a time.
+with `Connection: close`, 32 at a time. Pairs: the same words for both programs, 1 GiB through most of them, round trips
+of one datagram for UDP; and how long a `relay -` takes from its start to its first byte.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.harness import Table, accepts, free_port, running, setting, version, vsockfwd
@@ -54,11 +59,16 @@ def _socat(flags: list[str], port: int, target: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def source(path: str) -> Iterator[None]:
-    """A server in a process of its own that sends BULK bytes to each who connects and says a line first."""
+def source(where: str | int) -> Iterator[None]:
+    """A server on a UNIX socket or a TCP port, in a process of its own, that sends as many bytes as a client says."""
+    if isinstance(where, str):
+        listen, ready = f"s=socket.socket(socket.AF_UNIX);s.bind({where!r})", Path(where).exists
+    else:
+        listen = f"s=socket.socket();s.setsockopt(1,2,1);s.bind(('127.0.0.1',{where}))"
+        ready = accepts(socket.AF_INET, ("127.0.0.1", where))
     code = (
         "import socket,sys,threading\n"
-        f"s=socket.socket(socket.AF_UNIX);s.bind({path!r});s.listen(64)\n"
+        f"{listen};s.listen(64)\n"
         "block=bytes(1<<20)\n"
         "def serve(c):\n"
         " n=int(c.recv(64) or 0)\n"
@@ -66,7 +76,7 @@ def source(path: str) -> Iterator[None]:
         " c.close()\n"
         "while True: threading.Thread(target=serve,args=(s.accept()[0],),daemon=True).start()\n"
     )
-    with running([sys.executable, "-c", code], ready=Path(path).exists):
+    with running([sys.executable, "-c", code], ready=ready):
         yield
 
 
@@ -143,6 +153,262 @@ def requests(folder: Path, rounds: int, title: str, clients: int, close: bool) -
     return table
 
 
+# --- socat's words ------------------------------------------------------------------------------------------------
+
+RELAY = "vsockfwd relay"
+GIB = 1 << 30
+Words = list[str]
+RELAYS: dict[str, Callable[[Words], Words]] = {
+    RELAY: lambda words: vsockfwd("relay", *words),
+    "socat": lambda words: ["socat", *words],
+    "socat -b1048576": lambda words: ["socat", "-b1048576", *words],
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """What pairs are made of: where servers are and what is to be copied."""
+
+    folder: Path
+    unix: str
+    tcp: int
+    keys: Path
+
+    def new(self, name: str) -> str:
+        path = self.folder / name
+        path.unlink(missing_ok=True)
+        return str(path)
+
+
+Case = Callable[[Site, Callable[[Words], Words]], tuple[float, float]]
+"""One measurement: seconds for GIB bytes, and CPU seconds of the relay."""
+
+
+def through(listen: Callable[[Site, int], str], dial: Callable[[Site], str], size: int = GIB) -> Case:
+    """A client of a listening address, a source behind the other."""
+
+    def measure(site: Site, relay: Callable[[Words], Words]) -> tuple[float, float]:
+        port = free_port()
+        first = listen(site, port)
+        family, address = _client_of(first, port)
+        with running(relay([first + ",fork", dial(site)]), ready=accepts(family, address)) as started:
+            fetch(family, address, 16 << 20)
+            before = started.cpu_seconds()
+            seconds = fetch(family, address, size)
+            time.sleep(0.1)
+            return seconds * GIB / size, (started.cpu_seconds() - before) * GIB / size
+
+    return measure
+
+
+def _client_of(address: str, port: int) -> tuple[int, object]:
+    if address.startswith("UNIX"):
+        return socket.AF_UNIX, address.partition(":")[2]
+    return socket.AF_INET, ("127.0.0.1", port)
+
+
+def _tcp(site: Site, port: int) -> str:
+    return f"TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr"
+
+
+def _unix(site: Site, port: int) -> str:
+    return "UNIX-LISTEN:" + site.new(f"near-{port}")
+
+
+def tls(site: Site, relay: Callable[[Words], Words]) -> tuple[float, float]:
+    """TLS between two relays of a kind, since a client of its own would be the slowest of the three."""
+    near, far = free_port(), free_port()
+    server = f"OPENSSL-LISTEN:{far},bind=127.0.0.1,reuseaddr,fork,verify=0,cert={site.keys}"
+    size = GIB // 4
+    with (
+        running(relay([server, f"UNIX-CONNECT:{site.unix}"]), ready=accepts(socket.AF_INET, ("127.0.0.1", far))) as one,
+        running(
+            relay([_tcp(site, near) + ",fork", f"OPENSSL:127.0.0.1:{far},verify=0"]),
+            ready=accepts(socket.AF_INET, ("127.0.0.1", near)),
+        ) as two,
+    ):
+        address = ("127.0.0.1", near)
+        fetch(socket.AF_INET, address, 4 << 20)
+        before = one.cpu_seconds() + two.cpu_seconds()
+        seconds = fetch(socket.AF_INET, address, size)
+        time.sleep(0.1)
+        return seconds * GIB / size, (one.cpu_seconds() + two.cpu_seconds() - before) * GIB / size
+
+
+def to_output(words: Callable[[Site], Words], send: bytes = b"", size: int = GIB) -> Case:
+    """A relay whose standard output is read to its end, start-up not counted: from the first byte on."""
+
+    def measure(site: Site, relay: Callable[[Words], Words]) -> tuple[float, float]:
+        process = subprocess.Popen(relay(words(site)), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(send)
+        process.stdin.flush()
+        got = len(os.read(process.stdout.fileno(), 1 << 16))
+        began = time.monotonic()
+        while got < size and (piece := os.read(process.stdout.fileno(), 1 << 20)):
+            got += len(piece)
+        seconds = time.monotonic() - began
+        process.stdin.close()
+        process.stdout.close()
+        _, _, usage = os.wait4(process.pid, 0)
+        process.returncode = 0
+        if got < size:
+            raise RuntimeError(f"cut off after {got} bytes")
+        return seconds * GIB / size, (usage.ru_utime + usage.ru_stime) * GIB / size
+
+    return measure
+
+
+def copying(site: Site, relay: Callable[[Words], Words]) -> tuple[float, float]:
+    """A file to another, from the first byte on."""
+    source, sink = site.folder / "large", Path(site.new("copy"))
+    shutil.copyfile(source, sink)  # memory that a virtual machine has not touched yet is slow for who comes first
+    sink.unlink()
+    process = subprocess.Popen(relay(["-u", f"OPEN:{source}", f"CREATE:{sink}"]))
+    while not (sink.exists() and sink.stat().st_size):
+        time.sleep(0.0005)
+    began = time.monotonic()
+    _, _, usage = os.wait4(process.pid, 0)
+    process.returncode = 0
+    seconds = time.monotonic() - began
+    if sink.stat().st_size != source.stat().st_size:
+        raise RuntimeError("the copy is not whole")
+    sink.unlink()
+    return seconds * GIB / source.stat().st_size, usage.ru_utime + usage.ru_stime
+
+
+PAIRS: dict[str, Case] = {
+    "TCP → UNIX": through(_tcp, lambda site: f"UNIX-CONNECT:{site.unix}"),
+    "TCP → TCP": through(_tcp, lambda site: f"TCP:127.0.0.1:{site.tcp}"),
+    "UNIX → UNIX": through(_unix, lambda site: f"UNIX-CONNECT:{site.unix}"),
+    "UNIX → TCP": through(_unix, lambda site: f"TCP:127.0.0.1:{site.tcp}"),
+    "TCP → a program": through(_tcp, lambda site: f"EXEC:{sys.executable} {site.folder / 'program'}"),
+    "TCP → a program, pipes": through(_tcp, lambda site: f"EXEC:{sys.executable} {site.folder / 'program'},pipes"),
+    "TCP → TLS → UNIX": tls,
+    "UNIX → standard output, a pipe": to_output(lambda site: ["-", f"UNIX-CONNECT:{site.unix}"], b"%d\n" % GIB),
+    "file → standard output, a pipe": to_output(lambda site: ["-u", f"OPEN:{site.folder / 'large'}", "-"]),
+    "file → file": copying,
+}
+
+_PROGRAM = "import os\nn=int(os.read(0,64) or 0)\nb=bytes(1<<20)\nwhile n>0: n-=os.write(1,b[:n])\n"
+
+
+@contextlib.contextmanager
+def site(folder: Path) -> Iterator[Site]:
+    """Sources on a UNIX socket and a TCP port, a key, a file and a program."""
+    with (folder / "large").open("wb") as file:
+        for _ in range(GIB >> 20):
+            file.write(bytes(1 << 20))
+    (folder / "program").write_text(_PROGRAM)
+    request = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    names = ["-keyout", "key", "-out", "crt", "-subj", "/CN=localhost", "-days", "2"]
+    subprocess.run([*request, *names], cwd=folder, check=True, capture_output=True)
+    (folder / "keys.pem").write_text((folder / "crt").read_text() + (folder / "key").read_text())
+    unix, port = str(folder / "pairs.sock"), free_port()
+    with source(unix), source(port):
+        yield Site(folder, unix, port, folder / "keys.pem")
+
+
+def _in_turn(turn: int) -> list[tuple[str, Callable[[Words], Words]]]:
+    """The contenders, another one first each time."""
+    found = list(RELAYS.items())
+    return found[turn % len(found) :] + found[: turn % len(found)]
+
+
+def pairs(where: Site, rounds: int) -> list[Table]:
+    tables: list[Table] = []
+    for title, case in PAIRS.items():
+        table = Table(title, "GiB/s", RELAY)
+        for turn in range(rounds):
+            for name, relay in _in_turn(turn):
+                seconds, cpu = case(where, relay)
+                table.add(name, 1 / seconds, cpu)
+        tables.append(table)
+    return tables
+
+
+def datagrams(rounds: int) -> Table:
+    """One client's round trips through UDP-LISTEN and UDP, to an echo and back."""
+    table = Table("UDP → UDP, round trips of one datagram of 1,000 bytes", "per second", RELAY)
+    code = (
+        "import socket,sys\ns=socket.socket(type=socket.SOCK_DGRAM);s.bind(('127.0.0.1',int(sys.argv[1])))\n"
+        "while True: s.sendto(*s.recvfrom(65536))"
+    )
+    echo = free_port()
+    with socket.socket(type=socket.SOCK_DGRAM) as own, contextlib.ExitStack() as stack:
+        own.connect(("127.0.0.1", echo))
+        stack.enter_context(running([sys.executable, "-c", code, str(echo)], ready=_echoes(own)))
+        for turn in range(rounds):
+            for name, relay in _in_turn(turn):
+                port = free_port()
+                # Without fork: a child of socat's would outlive what started it.
+                words = [f"UDP-LISTEN:{port},bind=127.0.0.1", f"UDP:127.0.0.1:{echo}"]
+                with socket.socket(type=socket.SOCK_DGRAM) as sock:
+                    sock.connect(("127.0.0.1", port))
+                    with running(relay(words), ready=_echoes(sock)):
+                        table.add(name, _round_trips(sock))
+    return table
+
+
+def _echoes(sock: socket.socket) -> Callable[[], bool]:
+    """Whether what is sent comes back."""
+
+    def ready() -> bool:
+        sock.settimeout(0.2)
+        try:
+            sock.send(b"?")
+            return bool(sock.recv(10))
+        except OSError:
+            return False
+
+    return ready
+
+
+def _round_trips(sock: socket.socket, seconds: float = 2.0) -> float:
+    sock.settimeout(5)
+    count, data, began = 0, bytes(1000), time.monotonic()
+    while time.monotonic() < began + seconds:
+        sock.send(data)
+        while len(sock.recv(2000)) < len(data):
+            pass  # a question of before comes back late
+        count += 1
+    return count / (time.monotonic() - began)
+
+
+def first_byte(where: Site, rounds: int) -> str:
+    """Seconds from the start of a `relay - …` to the first byte that it passes on."""
+    lines = [
+        "### The first byte of a `relay -`, from the command on",
+        "",
+        "| | s: median | min – max |",
+        "|---|---|---|",
+    ]
+    seconds: dict[str, list[float]] = {name: [] for name in RELAYS}
+    for _ in range(3 * rounds):
+        for name, relay in RELAYS.items():
+            began = time.monotonic()
+            process = subprocess.Popen(
+                relay(["-", f"UNIX-CONNECT:{where.unix}"]), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            out, _ = process.communicate(b"1")
+            if len(out) != 1:
+                raise RuntimeError("no byte came")
+            seconds[name].append(time.monotonic() - began)
+    for name, values in seconds.items():
+        lines.append(f"| {name} | {statistics.median(values):.3f} | {min(values):.3f} – {max(values):.3f} |")
+    return "\n".join(lines) + "\n"
+
+
+def socats_words(rounds: int) -> str:
+    """All pairs; returns Markdown."""
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # a disk would be what is measured
+    with tempfile.TemporaryDirectory(prefix="vsockfwd-bench-", dir=memory) as name, site(Path(name)) as where:
+        tables = [*pairs(where, rounds), datagrams(rounds)]
+        text = "\n".join(table.markdown() for table in tables) + "\n" + first_byte(where, rounds)
+    return f"## `vsockfwd relay`, pair by pair\n\n{setting()}. {version('socat', '-V')}.\n\n{text}"
+
+
 def main(rounds: int = 5) -> str:
     """Run all cases; returns Markdown."""
     with tempfile.TemporaryDirectory(prefix="vsockfwd-bench-") as name:
@@ -155,7 +421,8 @@ def main(rounds: int = 5) -> str:
                 requests(folder, rounds, "Keep-alive, 64 clients", 64, False).markdown(),
             ]
     peers = "; ".join((version("socat", "-V"), version("haproxy", "-v"), version("nginx", "-v"), version("wrk", "-v")))
-    return f"## Raw relay, TCP → UNIX\n\n{setting()}. {peers}.\n\n" + "\n".join(parts)
+    raw = f"## Raw relay, TCP → UNIX\n\n{setting()}. {peers}.\n\n" + "\n".join(parts)
+    return raw + "\n" + socats_words(rounds)
 
 
 if __name__ == "__main__":

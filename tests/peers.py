@@ -5,6 +5,7 @@ On a user's machine a missing peer skips the test; where CI=true it fails, since
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import shutil
@@ -17,6 +18,7 @@ PACKAGES = {
     "nginx": "nginx-light",
     "curl": "curl",
     "haproxy": "haproxy",
+    "openssl": "openssl",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",
@@ -25,6 +27,7 @@ PACKAGES = {
     "rsync": "rsync",
     "dig": "dnsutils",
     "dnsmasq": "dnsmasq-base",
+    "iperf3": "iperf3",
     "mandoc": "mandoc",
     "bash": "bash",
     "systemd-analyze": "systemd",
@@ -46,6 +49,12 @@ def need_user(name: str) -> None:
         pwd.getpwnam(name)
     except KeyError:
         _missing(f"the user {name} is missing, which its package makes")
+
+
+def need_module(name: str) -> None:
+    """As `need`, of a Python module that only tests use."""
+    if importlib.util.find_spec(name) is None:
+        _missing(f"the module {name} is not installed (make test installs what tests need)")
 
 
 def _missing(reason: str) -> NoReturn:

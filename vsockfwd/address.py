@@ -75,6 +75,12 @@ def _file_mode(text: str) -> int:
     return int(text, 8)
 
 
+def _interface(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", text):
+        raise ValueError("is a network interface's name, such as eth0")
+    return text
+
+
 def _format_seconds(value: float) -> str:
     return f"{value:.6f}".rstrip("0").rstrip(".")
 
@@ -94,6 +100,7 @@ OPTIONS: Mapping[str, Option] = {
     "buffer": Option(_bytes, str, "bytes of the vsock buffer"),
     "keepalive": Option(_count_or_none, str, "seconds of silence after which a TCP peer is asked for a sign of life"),
     "linger": Option(_count_or_none, str, "seconds that unsent bytes of a closed TCP connection are still sent"),
+    "interface": Option(_interface, str, "network interface on which a multicast group is joined, or sent to"),
     "mode": Option(_file_mode, lambda value: f"{value:04o}", "permissions of the socket's file when listening"),
 }
 
@@ -110,6 +117,9 @@ class Address:
     scheme: ClassVar[str] = ""
     known_options: ClassVar[tuple[str, ...]] = ()
     datagrams: ClassVar[bool] = False
+    """Whether what is sent arrives in the same pieces, which is for the datagram modes."""
+    connected: ClassVar[bool] = False
+    """Whether these go over a connection."""
 
     options: tuple[tuple[str, Any], ...] = ()
 
@@ -254,6 +264,7 @@ class UdpAddress(Address):
     """`udp:HOST:PORT` or `udp:PORT`, for datagram modes; hosts as in tcp."""
 
     scheme = "udp"
+    known_options = ("interface",)
     datagrams = True
 
     host: str
@@ -269,6 +280,35 @@ class UnixDatagramAddress(Address):
 
     scheme = "unix-dgram"
     datagrams = True
+
+    path: bytes
+
+    def rest(self) -> str:
+        return _quote(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class VsockPacketAddress(Address):
+    """`vsock-seqpacket:CID:PORT`: an AF_VSOCK socket that keeps boundaries, for datagrams without an agent."""
+
+    scheme = "vsock-seqpacket"
+    known_options = ("connect-timeout", "backlog", "buffer")
+    datagrams = connected = True
+
+    cid: int
+    port: int
+
+    def rest(self) -> str:
+        return f"{_CID_OF_WORD.get(self.cid, self.cid)}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnixPacketAddress(Address):
+    """`unix-seqpacket:PATH`: a UNIX socket with connections that keep boundaries."""
+
+    scheme = "unix-seqpacket"
+    known_options = ("connect-timeout", "backlog", "mode")
+    datagrams = connected = True
 
     path: bytes
 
@@ -411,6 +451,15 @@ def _parse_unix_datagram(reader: _Reader) -> UnixDatagramAddress:
     return UnixDatagramAddress(_parse_unix(reader).path)
 
 
+def _parse_vsock_packet(reader: _Reader) -> VsockPacketAddress:
+    address = _parse_vsock(reader)
+    return VsockPacketAddress(address.cid, address.port)
+
+
+def _parse_unix_packet(reader: _Reader) -> UnixPacketAddress:
+    return UnixPacketAddress(_parse_unix(reader).path)
+
+
 def _parse_abstract(reader: _Reader) -> AbstractAddress:
     return AbstractAddress(reader.path("the name"))
 
@@ -457,6 +506,8 @@ _SCHEMES: Mapping[str, tuple[type[Address], Callable[[_Reader], Address]]] = {
     "memory": (MemoryAddress, _parse_memory),
     "udp": (UdpAddress, _parse_udp),
     "unix-dgram": (UnixDatagramAddress, _parse_unix_datagram),
+    "vsock-seqpacket": (VsockPacketAddress, _parse_vsock_packet),
+    "unix-seqpacket": (UnixPacketAddress, _parse_unix_packet),
 }
 
 SCHEMES = tuple(_SCHEMES)
@@ -522,11 +573,19 @@ def _parse_options(whole: _Reader, kind: type[Address], at: int) -> tuple[tuple[
 def _no_such_scheme(scheme: str, colon: bool) -> str:
     if not scheme:
         return "the scheme is missing"
+    if scheme.lower() in _VSOCK_DATAGRAMS:
+        return f"{scheme}: vsock has no datagrams (SOCK_DGRAM) but on VMware"
     return f"no scheme is called {scheme!r}" if colon else f"{scheme!r} is no address: a scheme and a colon come first"
+
+
+_VSOCK_DATAGRAMS = ("vsock-dgram", "vsock-datagram")
+"""What others would call a thing that only VMware's vsock has."""
 
 
 def _scheme_hint(scheme: str) -> str:
     lowered = scheme.lower()
+    if lowered in _VSOCK_DATAGRAMS:
+        return "vsock-seqpacket: keeps boundaries, and vsockfwd dgram -L or -R does through an agent"
     if lowered in _SCHEMES:
         return f"schemes are written small: {lowered}"
     socat = {"tcp4": "tcp", "tcp6": "tcp", "tcp-listen": "tcp", "tcp-l": "tcp", "tcp-connect": "tcp"}

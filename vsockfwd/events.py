@@ -280,7 +280,10 @@ class Dropped(Event, frozen=True):
 
 
 class Carried(Event, frozen=True):
-    """What a datagram rule came to: datagrams out and in, those dropped on either side, bytes out and in."""
+    """What a datagram rule came to: datagrams out and in, those dropped on either side, bytes out and in.
+
+    `reasons`: those dropped, by reason.
+    """
 
     rule: str
     datagrams_out: int
@@ -289,9 +292,12 @@ class Carried(Event, frozen=True):
     sent: int
     received: int
     seconds: float
+    reasons: dict[str, int] = {}
 
     def __str__(self) -> str:
         counts = f"{self.datagrams_out} datagrams out, {self.datagrams_in} in, {self.dropped} dropped"
+        if self.reasons:
+            counts += f" ({', '.join(f'{count} {reason}' for reason, count in self.reasons.items())})"
         return f"{self.rule}: {counts}, {self.sent} bytes out, {self.received} bytes in, {self.seconds:.3f} s"
 
 

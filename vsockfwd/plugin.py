@@ -20,7 +20,9 @@ from vsockfwd.address import (
     UdpAddress,
     UnixAddress,
     UnixDatagramAddress,
+    UnixPacketAddress,
     VsockAddress,
+    VsockPacketAddress,
     parse,
     parse_stream,
     parse_target,
@@ -59,6 +61,7 @@ from vsockfwd.errors import (
     CannotCreate,
     Code,
     DataError,
+    Interrupted,
     NameNotResolved,
     NoSpace,
     NotAllowed,
@@ -101,11 +104,11 @@ from vsockfwd.events import (
     Summary,
     ignore,
 )
-from vsockfwd.identity import GuestPeer, Identity, NetworkPeer, OwnPeer, UnixPeer, VsockPeer
+from vsockfwd.identity import CID_ANY, CID_LOCAL, GuestPeer, Identity, NetworkPeer, OwnPeer, UnixPeer, VsockPeer
 from vsockfwd.policy import Policy
 from vsockfwd.rule import HERE, Admitted, AgentRule, AnyEnd, ForwardRule, Rule, RuleKind, StreamEnd, WhenDown, Written
 from vsockfwd.transport.base import Features, Listener, SocketStream, Stream
-from vsockfwd.transport.descriptor import DescriptorStream
+from vsockfwd.transport.descriptor import DescriptorStream, listener_over, stream_over
 from vsockfwd.transport.network import Network, system_network
 from vsockfwd.transport.vsock import own_cid, why_no_loopback, why_unsupported
 from vsockfwd.wire.proxy_protocol import header
@@ -123,6 +126,8 @@ def takes_argv(function: F) -> F:
 
 
 __all__ = [
+    "CID_ANY",
+    "CID_LOCAL",
     "CONTRACT",
     "HERE",
     "SCHEMES",
@@ -164,6 +169,7 @@ __all__ = [
     "HybridAddress",
     "Identity",
     "Incoming",
+    "Interrupted",
     "Invocation",
     "Keeper",
     "Listener",
@@ -214,11 +220,13 @@ __all__ = [
     "UdpAddress",
     "UnixAddress",
     "UnixDatagramAddress",
+    "UnixPacketAddress",
     "UnixPeer",
     "Unreachable",
     "UsageError",
     "VerificationFailed",
     "VsockAddress",
+    "VsockPacketAddress",
     "VsockPeer",
     "VsockfwdError",
     "WhenDown",
@@ -236,6 +244,7 @@ __all__ = [
     "header",
     "header_for",
     "ignore",
+    "listener_over",
     "open_session",
     "own_cid",
     "package_of",
@@ -248,6 +257,7 @@ __all__ = [
     "relay",
     "send_header",
     "serve_listeners",
+    "stream_over",
     "system_network",
     "takes_argv",
     "the_one",

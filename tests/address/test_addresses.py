@@ -23,7 +23,9 @@ from vsockfwd.address import (
     UdpAddress,
     UnixAddress,
     UnixDatagramAddress,
+    UnixPacketAddress,
     VsockAddress,
+    VsockPacketAddress,
     parse,
     parse_stream,
 )
@@ -78,7 +80,11 @@ GOOD: list[tuple[str, Address, str]] = [
     ("memory:a-b_c.1", MemoryAddress("a-b_c.1"), ""),
     ("udp:53", UdpAddress("", 53), ""),
     ("udp:[::]:53", UdpAddress("::", 53), ""),
+    ("udp:239.1.2.3:53,interface=eth0", UdpAddress("239.1.2.3", 53, options=(("interface", "eth0"),)), ""),
     ("unix-dgram:/run/log", UnixDatagramAddress(b"/run/log"), ""),
+    ("vsock-seqpacket:any:53", VsockPacketAddress(CID_ANY, 53), ""),
+    ("vsock-seqpacket:host:53,buffer=4096", VsockPacketAddress(2, 53, options=(("buffer", 4096),)), ""),
+    ("unix-seqpacket:/run/a%2C,mode=0660", UnixPacketAddress(b"/run/a,", options=(("mode", 0o660),)), ""),
     (
         "tcp:1,connect-timeout=0.5,backlog=7",
         TcpAddress("", 1, options=(("backlog", 7), ("connect-timeout", 0.5))),
@@ -106,6 +112,10 @@ BAD: list[tuple[str, int, str]] = [
     ("TCP-LISTEN:80", 1, "socat's word"),
     ("vsok:3:1", 1, "no scheme is called 'vsok' – did you mean vsock?"),
     ("gopher:3:1", 1, "the schemes are vsock, tcp, unix, abstract, hybrid, stdio, fd, udp, unix-dgram"),
+    ("vsock-dgram:3:53", 1, "vsock has no datagrams (SOCK_DGRAM) but on VMware – vsock-seqpacket: keeps boundaries"),
+    ("VSOCK-DATAGRAM:3:53", 1, "vsock has no datagrams"),
+    ("vsock-seqpacket:3", 17, "vsock takes CID:PORT"),
+    ("udp:239.1.2.3:53,interface=", 28, "is a network interface's name"),
     (" tcp:80", 1, "no scheme is called ' tcp'"),
     ("vsock:3", 7, "vsock takes CID:PORT – such as vsock:3:1234"),
     ("vsock:", 7, "vsock takes CID:PORT"),
@@ -208,7 +218,7 @@ def test_a_scheme_for_tests_is_not_offered_to_users() -> None:
     assert "memory" not in caught.value.line()
 
 
-@pytest.mark.parametrize("text", ["udp:53", "unix-dgram:/a"])
+@pytest.mark.parametrize("text", ["udp:53", "unix-dgram:/a", "unix-seqpacket:/a", "vsock-seqpacket:3:1"])
 def test_a_datagram_address_is_refused_where_a_stream_is_needed(text: str) -> None:
     with pytest.raises(AddressError, match="carries datagrams, a stream is needed here") as caught:
         parse_stream(text)
@@ -236,6 +246,7 @@ OPTION_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "backlog": st.integers(1, 10**9 - 1),
     "buffer": st.integers(1, 1 << 30),
     "mode": st.integers(0, 0o777),
+    "interface": st.from_regex(r"[A-Za-z0-9_.-]{1,15}", fullmatch=True),
 }
 ports = st.integers(0, 65535)
 vsock_ports = st.integers(0, VSOCK_PORT_LIMIT)
@@ -265,6 +276,8 @@ FIELDS: dict[type[Address], tuple[st.SearchStrategy[Any], ...]] = {
     MemoryAddress: (st.from_regex(r"[A-Za-z0-9_.-]{1,20}", fullmatch=True),),
     UdpAddress: (hosts, ports),
     UnixDatagramAddress: (paths,),
+    VsockPacketAddress: (st.integers(0, CID_ANY), vsock_ports),
+    UnixPacketAddress: (paths,),
 }
 
 

@@ -54,3 +54,16 @@ def test_bash_completes_commands_options_and_schemes():
     )
     done = subprocess.run([need("bash"), "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["forward", "--exit-on-failure", "hybrid:"]
+
+
+def test_the_manual_page_of_cp_has_every_option_and_renders_without_a_warning():
+    page = ROOT / "man/vsockfwd-cp.1"
+    lint = subprocess.run([need("mandoc"), "-T", "lint", "-W", "warning", str(page)], capture_output=True, text=True)
+    assert lint.returncode == 0, lint.stdout
+    shown = subprocess.run(
+        [sys.executable, "-m", "vsockfwd", "cp", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    options = set(re.findall(r"--[a-z][a-z0-9-]+", shown.partition("Options:")[2]))
+    assert options
+    text = page.read_text()
+    assert {option for option in options if f"Fl Fl {option[2:]}" not in text} == set()

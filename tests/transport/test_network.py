@@ -25,9 +25,11 @@ from vsockfwd.transport.base import connect_failed, listen_failed
 from vsockfwd.transport.memory import CAPACITY, MemoryTransport, memory_pair
 from vsockfwd.transport.network import system_network
 
+NOT_STREAMS = {"memory", "udp", "unix-dgram", "unix-seqpacket", "vsock-seqpacket"}
+
 
 def test_every_scheme_that_streams_go_over_has_a_transport() -> None:
-    assert set(system_network().transports) == set(SCHEMES) - {"memory", "udp", "unix-dgram"} | {"accept"}
+    assert set(system_network().transports) == set(SCHEMES) - NOT_STREAMS | {"accept"}
 
 
 @pytest.mark.parametrize("address", [UdpAddress("", 53), MemoryAddress("x")])

@@ -28,6 +28,7 @@ RULES = {"loopback": ["--allow-cid", "local"], "host_and_guest": [], "hybrid": [
 UDP_ECHO = """
 import socket, sys
 sock = socket.socket(type=socket.SOCK_DGRAM)
+sock.setsockopt(socket.SOL_SOCKET, 33, 1 << 22)  # SO_RCVBUFFORCE
 sock.bind(("127.0.0.1", int(sys.argv[1])))
 print("ready", flush=True)
 while True:
@@ -39,11 +40,12 @@ while True:
 UDP_ASK = """
 import random, socket, sys
 sock = socket.socket(type=socket.SOCK_DGRAM)
+sock.setsockopt(socket.SOL_SOCKET, 33, 1 << 22)
 sock.connect(("127.0.0.1", int(sys.argv[1])))
 sock.settimeout(60)
 chance, sent, came = random.Random(5), [], []
-for start in range(0, int(sys.argv[2]), 25):
-    window = [b"%d:" % (start + n) + chance.randbytes(chance.randrange(1400)) for n in range(25)]
+for start in range(0, int(sys.argv[2]), 100):
+    window = [b"%d:" % (start + n) + chance.randbytes(chance.randrange(1400)) for n in range(100)]
     for datagram in window:
         sock.send(datagram)
     came += [sock.recv(65535) for _ in window]
@@ -310,14 +312,58 @@ def test_a_relay_from_tcp_to_vsock_carries_bytes_both_ways(level: Level) -> None
         assert done.stdout.split()[0].decode() == level.host.sha256(f"{folder}/million"), done.stderr
 
 
-def test_datagrams_cross_with_their_boundaries_and_none_is_lost(site: Site) -> None:
+@contextmanager
+def tunnel(site: Site, flag: str, port: int) -> Iterator[tuple[Machine, Machine, str]]:
+    """`dgram` to a port of 127.0.0.1: yields the machine where it listens, the one with that port, and where."""
+    here, there = (site.host, site.guest) if flag == "-L" else (site.guest, site.host)
+    with site.host.cli(["dgram", "-v", flag, f"0:127.0.0.1:{port}", site.target]) as dgram:
+        found = dgram.wait_output(r"listening on udp:127\.0\.0\.1:(\d+)", LIMIT)
+        yield here, there, found[1].decode()
+
+
+@pytest.mark.parametrize("flag", ["-L", "-R"])
+def test_ten_thousand_paced_datagrams_cross_whole_and_none_is_lost(site: Site, flag: str) -> None:
+    port = 7003 if flag == "-L" else 7004
+    with tunnel(site, flag, port) as (here, there, listening):
+        with there.start([sys.executable, "-c", UDP_ECHO, str(port)]) as echo:
+            echo.wait_output("ready", LIMIT)
+            done = here.python(UDP_ASK, listening, "10000", timeout=LIMIT)
+            assert done.stdout == b"same 10000\n", done.stderr
+
+
+@pytest.mark.parametrize("flag", ["-L", "-R"])
+def test_dig_asks_a_dns_server_on_the_other_side(site: Site, flag: str) -> None:
+    port = 7053 if flag == "-L" else 7054
+    flags = [
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--no-resolv",
+        "--no-hosts",
+        "--bind-interfaces",
+        "--user=",
+    ]
+    flags += ["--listen-address=127.0.0.1", f"--port={port}", "--address=/guest.test/192.0.2.7", "--pid-file="]
+    dig = ["dig", "@127.0.0.1", "+short", "+tries=5", "+time=5"]
+    with tunnel(site, flag, port) as (here, there, listening), there.start(["dnsmasq", *flags]):
+        there.wait_for([*dig, "-p", str(port), "guest.test"], LIMIT)
+        for name in ("a.guest.test", "b.guest.test"):
+            done = here.run([*dig, "-p", listening, name], timeout=LIMIT)
+            assert done.stdout.split() == [b"192.0.2.7"], (done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("level", ["loopback", "host_and_guest"], indirect=True)
+def test_datagrams_cross_without_an_agent_where_vsock_keeps_boundaries(level: Level) -> None:
+    port = level.free_port()
+    way = level.guest_address(port).replace("vsock:", "vsock-seqpacket:", 1)
     with ExitStack() as stack:
-        echo = stack.enter_context(site.guest.start([sys.executable, "-c", UDP_ECHO, "7003"]))
+        echo = stack.enter_context(level.guest.start([sys.executable, "-c", UDP_ECHO, "7005"]))
         echo.wait_output("ready", LIMIT)
-        tunnel = stack.enter_context(site.host.cli(["dgram", "-v", "-L", "0:127.0.0.1:7003", site.target]))
-        port = tunnel.wait_output(r"listening on udp:127\.0\.0\.1:(\d+)", LIMIT)[1].decode()
-        done = site.host.python(UDP_ASK, port, "500", timeout=LIMIT)
-        assert done.stdout == b"same 500\n", done.stderr
+        far = stack.enter_context(level.guest.cli(["dgram", "-v", f"vsock-seqpacket:any:{port}", "udp:127.0.0.1:7005"]))
+        far.wait_output("listening on", LIMIT)
+        near = stack.enter_context(level.host.cli(["dgram", "-v", "udp:127.0.0.1:0", way]))
+        listening = near.wait_output(r"listening on udp:127\.0\.0\.1:(\d+)", LIMIT)[1].decode()
+        done = level.host.python(UDP_ASK, listening, "2000", timeout=LIMIT)
+        assert done.stdout == b"same 2000\n", (done.stderr, near.stderr(), far.stderr())
 
 
 # --- who is let in

@@ -179,6 +179,9 @@ def _described(row: Status) -> str:
         f"  {row.connections} connections now, {row.connections_total} in all, "
         f"{amount(row.sent)} out, {amount(row.received)} in",
     ]
+    if row.dropped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(row.dropped.items()))
+        lines.append(f"  {sum(row.dropped.values())} datagrams dropped: {reasons}")
     if row.last_error:
         lines.append(f"  last error: {row.last_error}")
     return "\n".join(map(printable, lines))

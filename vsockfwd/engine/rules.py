@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from types import TracebackType
@@ -25,7 +26,7 @@ from vsockfwd.engine.backoff import Backoff
 from vsockfwd.engine.server import AtOnce, Gate, Handler, serve_listeners
 from vsockfwd.engine.session import Session
 from vsockfwd.errors import ConfigError, NotFound, VsockfwdError, the_one
-from vsockfwd.events import Closed, Denied, Event, Listening, Opened, Problem, RuleChanged
+from vsockfwd.events import Closed, Denied, Dropped, Event, Listening, Opened, Problem, RuleChanged
 from vsockfwd.identity import Identity
 from vsockfwd.rule import MOST_CONNECTIONS, ForwardRule
 from vsockfwd.transport.base import Listener, Stream
@@ -64,7 +65,10 @@ class Carrying(TypedDict, total=False):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """What there is to know of a rule. `since` is seconds since the epoch, sizes are bytes."""
+    """What there is to know of a rule. `since` is seconds since the epoch, sizes are bytes.
+
+    `dropped`: datagrams that were not delivered, by reason, where the rule is about datagrams.
+    """
 
     name: str
     kind: str
@@ -78,6 +82,7 @@ class Status(msgspec.Struct, frozen=True):
     sent: int
     received: int
     last_error: str
+    dropped: dict[str, int] = {}
 
 
 class Keeper:
@@ -150,12 +155,15 @@ class Work:
         self.scope = trio.CancelScope()
         self.lease = secrets.token_bytes(LEASE_LENGTH)
         """By which an agent knows the rule's remote listener again."""
+        self.kept: Any = None
+        """What the kind wants to know again in its next attempt."""
         self._rules = rules
         self._now = self._total = self._sent = self._received = 0
         # What a rule without connections cannot say is never asked.
         self._limits = self.rule if isinstance(self.rule, ForwardRule) else ForwardRule()
         self._gate = Gate(self._limits.max_connections, rules.gate)
         self._of_peer: dict[object, int] = {}
+        self._dropped: Counter[str] = Counter()
 
     # --- for kinds
 
@@ -303,6 +311,8 @@ class Work:
                 self._received += outcome.received
                 if not outcome.clean:
                     self.last_error = str(outcome)
+            case Dropped(reason=reason, count=count):
+                self._dropped[reason] += count
         self._rules.engine.report(event)
 
     def _enters(self, peer: Identity) -> str:
@@ -366,6 +376,7 @@ class Work:
             self._sent + sum(each.sent for each in live),
             self._received + sum(each.received for each in live),
             self.last_error,
+            dict(self._dropped),
         )
 
 

@@ -10,6 +10,9 @@ from vsockfwd.errors import printable
 from vsockfwd.events import Event, FileDone, FileMoving, Moved, Planned, Summary
 from vsockfwd.report.lines import LineReporter, level
 
+NAME_WIDTH = 40
+"""Columns for what a bar is about."""
+
 
 class BarReporter:
     """A bar for the whole transfer and one for the large file at work, fed by what the receiver knows; everything else
@@ -21,6 +24,9 @@ class BarReporter:
         self._bar: tqdm[Any] | None = None
         self._file: tqdm[Any] | None = None
         self._file_name = ""
+        self._plans: dict[str, Planned] = {}
+        """Transfers beside each other: they share the bar until the last is over."""
+        self._over: set[str] = set()
         self._files = 0
         self._total_files = -1
 
@@ -34,8 +40,11 @@ class BarReporter:
             case FileMoving():
                 self._move(event)
             case Summary():
-                self.close()
-                self.lines(event)
+                self._over.add(event.what)
+                if self._over >= self._plans.keys():
+                    self.close()
+                    self._plans.clear()
+                self._above(event)
             case _:
                 if isinstance(event, FileDone) and self._bar is not None:
                     self._done(event.name)
@@ -46,8 +55,10 @@ class BarReporter:
                     self._above(event)
 
     def _plan(self, event: Planned) -> None:
-        total = event.bytes if event.bytes >= 0 else None
-        self._total_files = event.files
+        self._plans[event.what] = event
+        plans = self._plans.values()
+        total = sum(plan.bytes for plan in plans) if all(plan.bytes >= 0 for plan in plans) else None
+        self._total_files = sum(plan.files for plan in plans)
         if self._bar is None:
             self._bar = self._new_bar(event.what, total, leave=True)
         else:
@@ -57,7 +68,7 @@ class BarReporter:
     def _new_bar(self, what: str, total: int | None, *, leave: bool) -> tqdm[Any]:
         return tqdm(
             total=total, unit="B", unit_scale=True, unit_divisor=1024, file=self.out, dynamic_ncols=True,
-            desc=printable(what)[-40:], mininterval=0.1, leave=leave,
+            desc=_short(printable(what)), mininterval=0.1, leave=leave,
         )  # fmt: skip
 
     def _move(self, event: FileMoving) -> None:
@@ -85,3 +96,8 @@ class BarReporter:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _short(name: str) -> str:
+    """The end of a name, which tells most."""
+    return name if len(name) <= NAME_WIDTH else "…" + name[1 - NAME_WIDTH :]

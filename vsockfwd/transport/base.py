@@ -233,6 +233,9 @@ class Listener(ABC):
     def close(self) -> None:
         """Stop listening. Twice is once."""
 
+    def keep_file(self) -> None:  # noqa: B027 - most have none
+        """Leave the socket's file where it is when this is closed, where there is one."""
+
     async def accept(self) -> Stream:
         """Wait for a connection. Raises OSError."""
         await trio.lowlevel.checkpoint_if_cancelled()

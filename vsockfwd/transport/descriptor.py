@@ -15,14 +15,15 @@ import socket
 import stat
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 import trio
 
 from vsockfwd.address import AbstractAddress, Address, FdAddress, StdioAddress, TcpAddress, UnixAddress, VsockAddress
 from vsockfwd.errors import CannotCreate, Unreachable, UsageError, VsockfwdError, printable
-from vsockfwd.identity import OwnPeer
+from vsockfwd.identity import OwnPeer, VsockPeer
 from vsockfwd.transport import tcp, unix, vsock
-from vsockfwd.transport.base import Features, Listener, SocketListener, Stream, Transport
+from vsockfwd.transport.base import Features, Listener, SocketListener, SocketStream, Stream, Transport
 
 FEATURES = Features(half_close=True, reset=False)
 
@@ -260,3 +261,17 @@ def listener_over(sock: socket.socket, address: Address) -> SocketListener:
     if sock.family == vsock.FAMILY:
         return vsock.VsockListener(sock, VsockAddress(bound[0], bound[1]))
     raise UsageError(f"{address.bare()}: no transport for sockets of the family {sock.family}")
+
+
+def stream_over(sock: socket.socket, peer: Any, name: str) -> SocketStream:
+    """A stream over a non-blocking stream socket that is connected already; `peer` is its address, as `connect` has it.
+
+    Raises UsageError for a family without a transport.
+    """
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        return SocketStream(sock, tcp.FEATURES, tcp.network_peer(peer), name)
+    if sock.family == socket.AF_UNIX:
+        return SocketStream(sock, unix.FEATURES, unix.credentials(sock), name)
+    if sock.family == vsock.FAMILY:
+        return vsock.VsockStream(sock, VsockPeer(*peer), name, vsock.own_cid)
+    raise UsageError(f"{name}: no transport for sockets of the family {sock.family}")

@@ -66,6 +66,9 @@ class UnixListener(SocketListener):
     def identify(self, sock: socket.socket) -> Identity:
         return credentials(sock)
 
+    def keep_file(self) -> None:
+        self._path = None
+
     def close(self) -> None:
         if self._path is not None and self._inode is not None:
             try:

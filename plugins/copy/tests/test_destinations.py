@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from plugins.copy.tests.world import World, snapshot
-from vsockfwd.plugin import CannotCreate, VsockfwdError
+from vsockfwd.plugin import CannotCreate, FileDone, VsockfwdError
 
 
 def prepare(source: Path, sink: Path) -> None:
@@ -39,6 +39,13 @@ class Case:
     fails: str = ""
     code: int = 0
     recursive: bool = False
+    options: str = ""
+    """Which of -T, -t and --mkpath are said."""
+
+    @property
+    def said(self) -> dict[str, bool]:
+        flags = {"-T": "plain", "-t": "directory", "--mkpath": "mkpath"}
+        return {flags[word]: True for word in self.options.split()}
 
 
 CASES = [
@@ -75,17 +82,57 @@ CASES = [
     Case(("tree", "dir"), fails="needs -r", code=23),
     Case(("nope", "dir"), fails="no such file or directory", code=1),
     Case(("nope", "nada", "dir"), fails="no such file or directory", code=1),
+    Case(("file", "new"), ("new",), options="-T"),
+    Case(("file", "old"), ("old",), options="-T"),
+    Case(("file", "dirlink/new"), ("dir/new",), options="-T"),
+    Case(("tree", "new"), ("new/inner",), recursive=True, options="-T"),
+    Case(("tree", "dir"), ("dir/inner",), recursive=True, options="-T"),
+    Case(("tree/", "dir/"), ("dir/inner",), recursive=True, options="-T"),
+    Case(("tree", "dirlink"), ("dir/inner",), recursive=True, options="-T"),
+    Case(("tree/.", "dir"), ("dir/inner",), recursive=True, options="-T"),
+    Case(("file", "dir"), fails="a directory stands in its place", code=73, options="-T"),
+    Case(("file", "dir/"), fails="", code=73, options="-T"),
+    Case(("tree", "old"), fails="something else than a directory", code=73, recursive=True, options="-T"),
+    Case(("file", "other", "dir"), fails="-T takes one source", code=73, options="-T"),
+    Case(("file", "."), fails="names no file", code=73, options="-T"),
+    Case(("tree", "dir/.."), fails="names no file", code=73, recursive=True, options="-T"),
+    Case(("file", "dir"), ("dir/file",), options="-t"),
+    Case(("file", "dir/"), ("dir/file",), options="-t"),
+    Case(("file", "other", "dirlink"), ("dir/file", "dir/other"), options="-t"),
+    Case(("tree", "dir"), ("dir/tree/inner",), recursive=True, options="-t"),
+    Case(("file", "new"), fails="is no directory that is there", code=73, options="-t"),
+    Case(("file", "old"), fails="is no directory that is there", code=73, options="-t"),
+    Case(("tree", "new"), fails="is no directory that is there", code=73, recursive=True, options="-t"),
+    Case(("file", "a/b/new"), ("a/b/new",), options="--mkpath"),
+    Case(("file", "a/b/"), ("a/b/file",), options="--mkpath"),
+    Case(("file", "dir"), ("dir/file",), options="--mkpath"),
+    Case(("file", "new"), ("new",), options="--mkpath"),
+    Case(("file", "other", "a/b"), ("a/b/file", "a/b/other"), options="--mkpath"),
+    Case(("tree", "a/b"), ("a/b/inner",), recursive=True, options="--mkpath"),
+    Case(("tree", "a/b/"), ("a/b/tree/inner",), recursive=True, options="--mkpath"),
+    Case(("file", "a/b"), ("a/b/file",), options="--mkpath -t"),
+    Case(("tree", "a/b"), ("a/b/tree/inner",), recursive=True, options="--mkpath -t"),
+    Case(("file", "a/b"), ("a/b",), options="--mkpath -T"),
+    Case(("tree", "a/b"), ("a/b/inner",), recursive=True, options="--mkpath -T"),
+    Case(("tree", "a/b/"), ("a/b/inner",), recursive=True, options="--mkpath -T"),
+    Case(("file", "a/b/"), fails="no such directory", code=73, options="--mkpath -T"),
+    Case(("file", "old/below"), fails="not a directory", code=73, options="--mkpath"),
+    Case(("file", "a/../b/new"), fails="no such file or directory", code=73, options="--mkpath"),
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(case.words) + " -r" * case.recursive)
+def name_of(case: Case) -> str:
+    return " ".join([*case.words, *(["-r"] if case.recursive else []), case.options]).strip()
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
 async def test_where_a_copy_lands(world: World, towards: str, case: Case) -> None:
     source, sink = world.source(towards), world.sink(towards)
     prepare(source, sink)
     before = snapshot(sink)
     try:
         code, told = (
-            await world.carry(towards, *case.words, recursive=case.recursive),
+            await world.carry(towards, *case.words, recursive=case.recursive, **case.said),
             " ".join(world.failures().values()),
         )
     except VsockfwdError as error:
@@ -99,6 +146,28 @@ async def test_where_a_copy_lands(world: World, towards: str, case: Case) -> Non
         assert after[path][3] == (name if name in (b"inner", b"other") else b"file")
     assert (sink / "oldlink").is_symlink()
     assert (sink / "dirlink").is_symlink()
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+async def test_a_dry_run_says_of_a_destination_what_the_copy_does_with_it(
+    world: World, towards: str, case: Case
+) -> None:
+    source, sink = world.source(towards), world.sink(towards)
+    prepare(source, sink)
+    before = snapshot(sink)
+    ends: list[tuple[int, list[tuple[str, str, str]]]] = []
+    for dry_run in (True, False):
+        world.events.clear()
+        line = ""
+        try:
+            code = await world.carry(towards, *case.words, recursive=case.recursive, dry_run=dry_run, **case.said)
+        except VsockfwdError as error:
+            code, line = error.exit_code, error.line()
+        told = sorted((event.name, event.error, event.done) for event in world.reported(FileDone))
+        ends.append((code, [*told, (line, "", "")]))
+        if dry_run:
+            assert snapshot(sink) == before
+    assert ends[0] == ends[1]
 
 
 async def test_a_directory_that_stood_at_the_destination_keeps_its_own_mode(world: World, towards: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from plugins.copy.tests.world import MIB, World, snapshot
 from vsockfwd.plugin import Code
+from vsockfwd_copy.asked import Expected
 from vsockfwd_copy.destination import resolve
 from vsockfwd_copy.directories import Directory, OpenDirectories
 from vsockfwd_copy.landing import Landing
@@ -258,7 +259,7 @@ def test_a_file_that_may_not_be_read_fails_and_the_next_is_announced(tmp_path: P
 def test_a_directory_that_may_not_be_written_is_told_as_a_permission(tmp_path: Path) -> None:
     place = resolve(os.fsencode(tmp_path), sources=1, options=LandOptions(), root=Root(b"/"))
     tmp_path.chmod(0o555)
-    landing = Landing(place, LandOptions(), 1)
+    landing = Landing(place, LandOptions(), Expected(1))
     with as_nobody():
         landing.announce(Entries(1, [Small(b"file", 0o644, 0, b"x", digest_of(b"x"))]))
     (result,) = landing.take_answers().results

@@ -18,7 +18,7 @@ if not guard.inside_rig():
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """A place for an agent and a client, whose reports come often; afterwards no descriptor is left open."""
-    monkeypatch.setattr("vsockfwd_dgram.carrier.REPORT_INTERVAL", 0.02)
+    monkeypatch.setattr("vsockfwd_dgram.flows.REPORT_INTERVAL", 0.02)
     before = len(os.listdir("/proc/self/fd"))
     yield World(tmp_path)
     assert len(os.listdir("/proc/self/fd")) <= before, "a descriptor was left open"

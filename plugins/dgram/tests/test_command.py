@@ -55,11 +55,38 @@ def test_datagrams_pass_through_real_processes_and_ctrl_c_ends_them_with_a_summa
     assert not here.exists()
 
 
+def test_without_an_agent_two_processes_are_joined_by_connections_and_say_what_they_carried(server, tmp_path):
+    way = f"unix-seqpacket:{tmp_path}/way"
+    with (
+        Server("dgram", way, f"udp:127.0.0.1:{server.getsockname()[1]}") as far,
+        Server("dgram", "udp:127.0.0.1:0", way) as near,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        client.settimeout(DEADLINE)
+        client.connect(("127.0.0.1", near.port))
+        for datagram in (b"", b"question", bytes(65_507)):
+            client.send(datagram)
+            received, peer = server.recvfrom(1 << 17)
+            assert received == datagram
+            server.sendto(datagram, peer)
+            assert client.recv(1 << 17) == datagram
+        for side in (near, far):
+            assert side.signal(signal.SIGINT) == 130
+            side._reader.join(DEADLINE)
+            (carried,) = side.of("carried")
+            assert [carried[key] for key in ("datagrams_out", "datagrams_in", "dropped")] == [3, 3, 0]
+    assert not (tmp_path / "way").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (("udp:1", "udp:2"), "without an agent, is not built"),
-        (("3",), "-L SPEC"),
+        (("3",), "LISTEN and CONNECT, or -L SPEC"),
+        (("udp:1", "vsock:3:2"), "vsock carries no datagrams – vsock-seqpacket: does"),
+        (("udp:1", "vsock-dgram:3:2"), "vsock has no datagrams (SOCK_DGRAM) but on VMware"),
+        (("udp:1", "vsock-seqpacket:any:2"), "can be listened on, not connected to"),
+        (("udp:1", "udp:*:2"), "one host and a port above 0"),
+        (("-p", "5", "udp:1", "udp:2"), "-p is the port of an agent"),
         (("-L", "5353:dns:53", "3", "4"), "one TARGET"),
         (("-L", "5353:dns:domain", "3"), "character 10: a port must be a number"),
         (("-R", "5353:dns:domain", "3"), "character 10: a port must be a number"),

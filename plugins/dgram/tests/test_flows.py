@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import socket
+import struct
 
 import msgspec
 import pytest
@@ -24,6 +25,7 @@ from vsockfwd.plugin import (
     Mode,
     NameNotResolved,
     NotFound,
+    Opened,
     PeerBrokeProtocol,
     Problem,
     open_session,
@@ -33,6 +35,7 @@ from vsockfwd.wire.messages import Hello
 from vsockfwd_dgram import MODE, far
 from vsockfwd_dgram import agent as agent_side
 from vsockfwd_dgram import client as client_side
+from vsockfwd_dgram.batch import Batch
 from vsockfwd_dgram.frames import CLOSE, DATAGRAMS, DROPS, NAME, OPEN, Connect, Connected, record, records
 from vsockfwd_dgram.sockets import bind
 
@@ -107,6 +110,94 @@ async def test_a_thousand_sources_each_get_their_own_answers(world):
             for number, client in enumerate(clients):
                 assert await client.get() == b"%d" % number
     assert world.near.drops() == world.far.drops() == {}
+
+
+async def test_ten_thousand_sources_are_answered_each_while_few_may_live_at_once(world):
+    # One socket that writes by ten thousand addresses of 127.0.0.0/8 is ten thousand clients (IP_PKTINFO, ip(7)).
+    with Udp() as server, Udp(("0.0.0.0", 0)) as client:
+        async with world.agent(), world.forward(to(server), flows=500) as (bound,), echoing(server):
+            for first in range(0, 10_000, 100):
+                sent = {}
+                for number in range(first, first + 100):
+                    source = bytes((127, 2, number >> 8, number & 0xFF))
+                    info = (socket.IPPROTO_IP, 8, struct.pack("=i4s4s", 0, source, bytes(4)))
+                    client.sock.sendmsg([b"%d" % number], [info], 0, bound)
+                    sent[b"%d" % number] = source
+                assert {await client.get() for _ in sent} == sent.keys()
+    assert world.near.drops() == world.far.drops() == {}
+    assert world.near.closings().count("made room for another") == 9_500
+
+
+async def test_a_source_that_makes_room_within_one_batch_is_counted_not_mixed_up(world):
+    gate = trio.Event()
+    with Udp() as server, contextlib.ExitStack() as stack:
+        async with world.agent(slow_at_first(gate)), world.forward(to(server), flows=1) as (bound,):
+            clients = [stack.enter_context(Udp(to=bound)) for _ in range(10)]
+            for number, client in enumerate(clients):  # without a pause: they are read as one batch
+                client.send(b"%d" % number)
+            gate.set()
+            assert await server.get() in {b"%d" % number for number in range(10)}
+            await settled(lambda: sum(world.near.drops().values()) >= 8)
+
+
+async def test_what_a_source_has_sent_goes_before_the_end_of_its_flow(world):
+    # Its two sockets are read in one go, before the stream is written to.
+    with Udp() as server:
+        async with world.agent(), world.forward(to(server), "udp:0", flows=1) as (four, six):
+            with Udp(to=four) as one, Udp(("::1", 0), to=six) as two:
+                one.send(b"one")
+                two.send(b"two")
+                assert {await server.get(), await server.get()} == {b"one", b"two"}
+                await settled(lambda: len(world.near.closings()) == len(world.far.closings()) == 1)
+    assert world.near.drops() == world.far.drops() == {}
+
+
+@pytest.mark.parametrize("size", [10, 1400])
+async def test_where_the_kernel_cannot_send_a_run_in_one_call_each_goes_by_itself(world, monkeypatch, size):
+    def without_checksums(place: far.Place, interface: str) -> tuple[socket.socket, object]:
+        sock, where = far_connect(place, interface)
+        sock.setsockopt(socket.SOL_SOCKET, 11, 1)  # SO_NO_CHECK, with which UDP_SEGMENT is EINVAL
+        return sock, where
+
+    far_connect = far.connect
+    monkeypatch.setattr(far, "connect", without_checksums)
+    sent = [b"%06d" % number + bytes(size) for number in range(50)]
+    with Udp() as server:
+        async with world.agent(), world.forward(to(server)) as (bound,):
+            with Udp(to=bound) as client:
+                client.send(*sent)
+                assert [await server.get() for _ in sent] == sent
+    assert world.near.drops() == {}
+
+
+async def test_without_the_call_for_many_datagrams_each_is_received_by_itself_all_the_same(world, monkeypatch):
+    monkeypatch.setattr("vsockfwd_dgram.flows.Batch", functools.partial(Batch, lambda: None))
+    with Udp() as server:
+        async with world.agent(), world.forward(to(server), "udp:*:0") as bound, echoing(server):
+            for own in ("127.0.0.1", "::1"):
+                port = next(where[1] for where in bound)
+                with Udp((own, 0), to=(own, port)) as client:
+                    for size in (0, 1, 1472, LARGEST):
+                        client.send(bytes(size))
+                        assert await client.get() == bytes(size)
+        here = f"{world.folder}/here"
+        async with world.agent(), world.forward(to(server), f"unix-dgram:{here}"), echoing(server):
+            with UnixDatagrams(f"{world.folder}/client", to=here) as client:
+                client.send(b"log line", bytes(LARGEST + 1), bytes(70_000))
+                assert await client.get() == b"log line"
+                await settled(lambda: world.near.drops() == {"too long": 1, "too long, at the agent": 1})
+
+
+async def test_datagrams_that_left_in_one_call_to_nobody_are_all_counted_as_refused(world):
+    with Udp() as gone:
+        nobody = to(gone)
+    gate = trio.Event()
+    async with world.agent(slow_at_first(gate)), world.forward(nobody) as (bound,):
+        with Udp(to=bound) as client:
+            client.send(*[b"x" * 10] * 50)
+            await settled(lambda: bool(world.near.of(Opened)))
+            gate.set()
+            await settled(lambda: world.near.drops() == {"refused, at the agent": 50})
 
 
 async def test_each_source_is_its_own_peer_to_the_far_end(world):
@@ -339,10 +430,10 @@ async def test_the_agent_grants_no_more_flows_than_it_has_descriptors_for(world,
 
 
 async def test_an_agent_out_of_descriptors_ends_its_oldest_flow_and_goes_on(world, monkeypatch):
-    def scarce(place: far.Place) -> socket.socket:
+    def scarce(place: far.Place, interface: str) -> tuple[socket.socket, object]:
         if next(misses, None):
             raise OSError(errno.EMFILE, "Too many open files")
-        return far_connect(place)
+        return far_connect(place, interface)
 
     far_connect, misses = far.connect, iter([False, True])
     monkeypatch.setattr(far, "connect", scarce)
@@ -557,7 +648,7 @@ async def test_at_the_end_both_sides_say_what_became_of_the_datagrams(world):
 
 
 async def test_what_was_dropped_last_is_told_at_the_end(world, monkeypatch):
-    monkeypatch.setattr("vsockfwd_dgram.carrier.REPORT_INTERVAL", 60.0)  # but for the first, only the end tells
+    monkeypatch.setattr("vsockfwd_dgram.flows.REPORT_INTERVAL", 60.0)  # but for the first, only the end tells
     here = f"{world.folder}/here"
     with Udp() as server:
         async with world.agent():

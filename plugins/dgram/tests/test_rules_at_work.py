@@ -27,6 +27,7 @@ from vsockfwd.plugin import (
     open_session,
 )
 from vsockfwd_dgram import MODE
+from vsockfwd_dgram import client as client_side
 from vsockfwd_dgram.frames import CLOSE, LISTENS, NAME, OPEN, Listen, Listens, record, records
 from vsockfwd_dgram.rule import DatagramRule, RemoteDatagramRule
 
@@ -64,7 +65,7 @@ def test_a_table_becomes_a_typed_rule_under_a_name_of_its_own():
     assert remote.name == "remote-datagram udp:*:5353 at web → udp:dns.example:53"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["datagram", "remote-datagram"])
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -184,6 +185,37 @@ async def test_after_the_agent_was_lost_it_is_asked_to_listen_again(world):
         agent.cancel()
 
 
+async def test_a_port_that_the_agents_kernel_chose_is_the_same_after_a_loss(world):
+    async with trio.open_nursery() as nursery:
+        agent = await world.start_agent(nursery)
+        with Udp() as server:
+            async with world.at_work(world.rule(to(server), remote=True)) as work:
+                before = work.status().listening
+                agent.cancel()
+                await settled(lambda: work.state is State.DOWN)
+                agent = await world.start_agent(nursery)
+                await settled(lambda: work.state is State.UP)
+                assert work.status().listening == before
+        agent.cancel()
+
+
+async def test_a_chosen_port_that_somebody_else_has_taken_is_given_up_in_the_end(world, monkeypatch):
+    monkeypatch.setattr(client_side, "INSIST", 0.05)
+    async with trio.open_nursery() as nursery:
+        agent = await world.start_agent(nursery)
+        with Udp() as server:
+            async with world.at_work(world.rule(to(server), remote=True)) as work:
+                (before,) = work.status().listening[:1]
+                agent.cancel()
+                await settled(lambda: work.state is State.DOWN)
+                with Udp(("127.0.0.1", int(before.rpartition(":")[2]))):
+                    agent = await world.start_agent(nursery)
+                    await settled(lambda: "another program listens there" in work.why)
+                    await settled(lambda: work.state is State.UP)
+                    assert work.status().listening[0] != before
+        agent.cancel()
+
+
 async def test_what_the_agent_cannot_listen_on_is_said_and_tried_until_it_can(world):
     with Udp() as taken, Udp() as server:
         async with world.agent():
@@ -267,6 +299,22 @@ async def test_a_rule_counts_its_flows_and_bytes_while_they_live_and_after(world
             status = work.status()
             assert (status.connections_total, status.sent, status.received) == (2, 8, 8)
     assert len(world.near.of(Opened)) == len(world.near.of(Closed)) == 2
+
+
+@pytest.mark.parametrize("remote", [False, True])
+async def test_status_counts_what_was_dropped_on_either_side_by_reason(world, remote):
+    with Udp() as gone:
+        nobody = to(gone)
+    async with world.agent(), world.at_work(world.rule(nobody, remote=remote)) as work:
+        bound = ("127.0.0.1", int(work.status().listening[0].rpartition(":")[2]))
+        reason = "refused" if remote else "refused, at the agent"
+        with Udp(to=bound) as client:
+            for count in range(1, 4):
+                client.send(b"x")
+                await settled(lambda count=count: work.status().dropped == {reason: count})
+    (carried,) = world.near.of(Carried)
+    assert carried.reasons == {reason: 3}
+    assert f"3 dropped (3 {reason})" in str(carried)
 
 
 async def test_an_agent_that_is_away_at_the_start_is_waited_for_and_losses_until_then_are_counted(world):

@@ -30,7 +30,8 @@ from vsockfwd.plugin import (
 )
 from vsockfwd_dgram import MODE
 from vsockfwd_dgram.client import DATAGRAM, REMOTE_DATAGRAM
-from vsockfwd_dgram.rule import DatagramEnd, Destination
+from vsockfwd_dgram.raw import RAW_DATAGRAM
+from vsockfwd_dgram.rule import DatagramEnd, Destination, RawDatagramRule, RawDestination, RawEnd
 
 DEADLINE = 5.0
 
@@ -97,9 +98,17 @@ class World:
         return NamedRule("rule", kind, schema(**ends, target=str(self.target), **{"idle": 60.0, **keys}))
 
     @contextlib.asynccontextmanager
-    async def at_work(self, named: NamedRule) -> AsyncIterator[Work]:
+    async def raw(self, listen: str, connect: str, told: Told | None = None, **keys: Any) -> AsyncIterator[Work]:
+        """Run a rule without an agent for the length of a block; its reports go to `near` or to `told`."""
+        ends = {"listen": RawEnd.read(listen), "connect": RawDestination.read(connect)}
+        rule = RawDatagramRule(**ends, **{"idle": 60.0, **keys})  # type: ignore[arg-type]
+        async with self.at_work(NamedRule(f"{listen} → {connect}", RAW_DATAGRAM, rule), told) as work:
+            yield work
+
+    @contextlib.asynccontextmanager
+    async def at_work(self, named: NamedRule, told: Told | None = None) -> AsyncIterator[Work]:
         """Run a rule for the length of a block, from when it came up or failed once."""
-        async with Rules(Engine(report=self.near.append), {}, patient=True) as rules:
+        async with Rules(Engine(report=(self.near if told is None else told).append), {}, patient=True) as rules:
             work = rules.add(named)
             await rules.settled()
             yield work
@@ -168,6 +177,37 @@ class UnixDatagrams(Udp):
             self.sock.bind(path)
         if to is not None:
             self.sock.connect(to)
+
+
+class Packets(Udp):
+    """A UNIX socket with a connection that keeps boundaries: one to a path, or one that was accepted."""
+
+    def __init__(self, to: str | None = None, sock: socket.socket | None = None) -> None:
+        self.sock = sock or socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if to is not None:
+            self.sock.connect(to)
+        self.sock.setblocking(False)
+
+
+class PacketServer:
+    """A UNIX socket where connections that keep boundaries are taken."""
+
+    def __init__(self, path: str) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock.bind(path)
+        self.sock.listen(1000)
+        self.sock.setblocking(False)
+
+    async def accept(self) -> Packets:
+        with trio.fail_after(DEADLINE):
+            await trio.lowlevel.wait_readable(self.sock)
+        return Packets(sock=self.sock.accept()[0])
+
+    def __enter__(self) -> PacketServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
 
 
 async def echo(server: Udp, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,6 +130,26 @@ async def _reap(process: trio.Process) -> None:
             for pipe in (process.stdin, process.stdout):
                 assert pipe is not None
                 await pipe.aclose()
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate authority, and a server and a client that it vouches for: certificate and key in one file."""
+    folder = tmp_path_factory.mktemp("keys")
+    program = need("openssl")
+
+    def openssl(*words: str) -> None:
+        subprocess.run([program, *words], cwd=folder, check=True, capture_output=True)
+
+    new = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    openssl(*new, "-x509", "-keyout", "authority.key", "-out", "authority.pem", "-subj", "/CN=authority", "-days", "2")
+    for name, host in (("server", "localhost"), ("client", "guest")):
+        (folder / "names").write_text(f"subjectAltName=DNS:{host}\n")
+        openssl(*new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/O=test/CN={host}")
+        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "authority.pem", "-CAkey", "authority.key", "-out",
+                f"{name}.crt", "-days", "2", "-extfile", "names", "-set_serial", str(len(name)))  # fmt: skip
+        (folder / f"{name}.pem").write_text((folder / f"{name}.crt").read_text() + (folder / f"{name}.key").read_text())
+    return folder
 
 
 async def _until(condition: Callable[[], bool]) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import syslog
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 
 from tests.peers import need
 from vsockfwd.plugin import Invocation, UsageError, ignore
-from vsockfwd_relay.command import relay
+from vsockfwd_relay.command import _families, _read, relay
 
 Start = Callable[..., Any]
 LIMIT = 10
@@ -39,9 +40,18 @@ def words(*argv: str) -> int:
     [
         (["-"], "exactly 2 addresses, not 1"),
         (["-", "-", "-"], "exactly 2 addresses, not 3"),
-        (["-s", "-", "-"], "socat's -s is not built here"),
-        (["-lf", "x", "-", "-"], "socat's -lf is not built here"),
-        (["-r", "x", "-", "-"], "socat's -r is not built here"),
+        (["-D", "-", "-"], "socat's -D is not built here: ls -l /proc/self/fd"),
+        (["-g", "-", "-"], "socat's -g is not built here"),
+        (["-S9", "-", "-"], "socat's -S9 is not built here"),
+        (["--experimental", "-", "-"], "socat's --experimental is not built here"),
+        (["-lf"], "-lf takes a file"),
+        (["-lyx", "-", "-"], "syslog has no facility 'x'"),
+        (["-lz", "-", "-"], "relay has no flag -lz"),
+        (["-lp9", "-", "-"], "-lp takes a program's name"),
+        (["-r"], "-r takes a file"),
+        (["-r", "/tmp/$NOT_A_VARIABLE_HERE", "-", "-"], "there is no variable NOT_A_VARIABLE_HERE"),
+        (["--fdpass", "PIPE", "TCP:h:1"], "--fdpass stands for standard output"),
+        (["--fdpass", "-v", "-", "TCP:h:1"], "what passes is not seen here"),
         (["-xv", "-", "-"], "relay has no flag -xv – flags are not merged"),
         (["-q", "-", "-"], "relay has no flag -q"),
         (["-t"], "-t is a number of seconds"),
@@ -177,3 +187,120 @@ def test_d_tells_what_happens_and_without_it_nothing_is_said(command: Start) -> 
     assert "exited with status 0" in told
     assert "complete, 0 bytes out, 0 bytes in" in told
     assert quiet.communicate(timeout=LIMIT)[1] == b""
+
+
+# --- flags that say where words go, and what is kept of what passes
+
+
+def test_what_passes_is_kept_in_files_each_way(command: Start, tmp_path: Path) -> None:
+    words = ("-r", f"{tmp_path}/$PROGNAME-$$-forth", "-R", f"{tmp_path}/back-${{TIMESTAMP}}-$MICROS", "-lp", "tool")
+    process = command(*words, "-", "EXEC:tr a-z A-Z")
+    assert process.communicate(b"word", timeout=LIMIT)[0] == b"WORD"
+    assert (tmp_path / f"tool-{process.pid}-forth").read_bytes() == b"word"
+    (back,) = tmp_path.glob("back-*")
+    assert re.fullmatch(r"back-\d{8}T\d{6}-\d{6}", back.name)
+    assert back.read_bytes() == b"WORD"
+
+
+def test_figures_are_told_at_the_end_and_when_they_are_asked_for(command: Start) -> None:
+    process = command("--statistics", "-", "EXEC:cat")
+    process.stdin.write(b"word")
+    process.stdin.flush()
+    assert process.stdout.read(4) == b"word"
+    process.send_signal(signal.SIGUSR1)
+    told = b"vsockfwd: statistics: 4 bytes in 1 blocks from left to right, 4 bytes in 1 blocks from right to left\n"
+    assert process.stderr.readline() == told
+    process.stdin.close()
+    assert process.wait(LIMIT) == 0
+    assert process.stderr.read() == told
+
+
+def test_words_go_to_a_file_with_time_host_and_name(command: Start, tmp_path: Path) -> None:
+    process = command("-lu", "-lh", "-lp", "tool", "-lf", f"{tmp_path}/log", "-d", "-", f"OPEN:{tmp_path}/none")
+    assert process.wait(LIMIT) == 1
+    assert process.stderr.read() == b""
+    line = (tmp_path / "log").read_text().splitlines()[-1]
+    assert re.fullmatch(
+        rf"\d{{4}}/\d\d/\d\d [\d:]{{8}}\.\d{{6}} {socket.gethostname()} tool: open .*: no such .*", line
+    )
+
+
+def test_syslog_is_told_at_once_or_when_the_work_begins(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(syslog, "openlog", lambda *words: told.append(words))
+    monkeypatch.setattr(syslog, "syslog", lambda *words: told.append(words))
+    assert words("-d", "-lylocal3", "-lp", "tool", "-", "UNIX-CONNECT:/nowhere/at/all") == 69
+    assert told[0] == ("tool", syslog.LOG_PID, syslog.LOG_LOCAL3)
+    assert told[-1][0] == syslog.LOG_ERR
+    assert "connect to unix:/nowhere" in told[-1][1]
+    told.clear()
+    assert words("-ddd", "-lm", "OPEN:/dev/null,rdonly", "SYSTEM:true") == 0
+    assert "opening OPEN:/dev/null" in capsys.readouterr().err
+    assert any("complete" in str(each[1]) for each in told)
+    assert told[0] == ("vsockfwd", syslog.LOG_PID, syslog.LOG_DAEMON)
+
+
+def test_a_lock_file_keeps_a_second_relay_out_or_waiting(command: Start, tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    first = command("-L", str(lock), "-", "EXEC:cat")
+    first.stdin.write(b"x")
+    first.stdin.flush()
+    assert first.stdout.read(1) == b"x"
+    assert lock.read_text() == f"{first.pid}\n"
+    second = command(f"-L{lock}", "-", "EXEC:cat")
+    assert second.wait(LIMIT) == 73
+    assert b"the lock file" in second.stderr.read()
+    third = command("-W", str(lock), "-", "SYSTEM:echo in")
+    first.stdin.close()
+    assert first.wait(LIMIT) == 0
+    assert third.communicate(timeout=LIMIT)[0] == b"in\n"
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "family"),
+    [
+        ((), {}, socket.AF_INET), (("-6",), {}, socket.AF_INET6), (("-0",), {}, None), (("-4",), {}, socket.AF_INET),
+        ((), {"SOCAT_DEFAULT_LISTEN_IP": "6"}, socket.AF_INET6),
+        (("-4",), {"SOCAT_DEFAULT_LISTEN_IP": "6"}, socket.AF_INET),
+    ],
+)  # fmt: skip
+def test_the_family_of_a_listener_is_the_flag_s_or_the_variable_s(
+    flags: tuple[str, ...], variables: dict[str, str], family: Any
+) -> None:
+    found = _families(flags[0][1] if flags else "", variables)
+    assert found.listen == family
+    assert _families("", {"SOCAT_PREFERRED_RESOLVE_IP": "6"}).first == socket.AF_INET6
+
+
+def test_six_listens_on_ipv6_and_zero_on_both(command: Start) -> None:
+    for flag, address in (("-6", "::1"), ("-0", "127.0.0.1"), ("-0", "::1")):
+        process = command(flag, "TCP-LISTEN:0", "SYSTEM:echo hello")
+        with socket.create_connection((address, port_of(process)), LIMIT) as connection:
+            assert connection.recv(100) == b"hello\n"
+        assert process.wait(LIMIT) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "detail"),
+    [
+        ([], 1),
+        (["-d"], 2),
+        (["-d", "-d"], 2),
+        (["-ddd"], 3),
+        (["-d", "-d", "-d", "-d", "-d"], 4),
+        (["-d0"], 0),
+        (["-d3"], 3),
+    ],
+)
+def test_every_d_says_more_as_the_manual_has_it(flags: list[str], detail: int) -> None:
+    assert _read([*flags, "-", "-"])[0].detail == detail
+
+
+def test_programs_are_told_by_the_name_that_lp_gives(command: Start) -> None:
+    names = ("PID", "PPID", "VERSION", "PEER")
+    shown = "; ".join(f"echo ${{X_Y_{name}:+X}} ${{VSOCKFWD_{name}:+V}} ${{SOCAT_{name}:+S}}" for name in names)
+    process = command("-lp", "x-y", "-", f"SYSTEM:'{shown}'", stdin=subprocess.DEVNULL)
+    assert process.communicate(timeout=LIMIT)[0].split(b"\n")[:4] == [b"X V"] * 3 + [b""]

@@ -8,7 +8,7 @@ from vsockfwd.plugin import HybridAddress, UnixAddress, UsageError, VsockAddress
 from vsockfwd_relay.address_type import Dual, Specification
 from vsockfwd_relay.command import help_text
 from vsockfwd_relay.options import OPTION_OF_NAME, OPTIONS
-from vsockfwd_relay.sockets import TcpPlace
+from vsockfwd_relay.sockets import Place
 from vsockfwd_relay.table import TYPE_OF_NAME, TYPES, specify
 
 
@@ -39,8 +39,8 @@ def test_the_help_names_every_type_and_option() -> None:
     [
         ("tcp:h:1", "TCP", False), ("Tcp-Connect:h:1", "TCP", False), ("TCP4:h:1", "TCP4", False),
         ("TCP-LISTEN:1", "TCP-LISTEN", True), ("tcp-l:1", "TCP-LISTEN", True), ("TCP6-LISTEN:1", "TCP6-LISTEN", True),
-        ("UNIX:/a", "UNIX-CONNECT", False), ("UNIX-L:/a", "UNIX-LISTEN", True),
-        ("ABSTRACT:a", "ABSTRACT-CONNECT", False),
+        ("UNIX:/a", "UNIX-CLIENT", False), ("LOCAL:/a", "UNIX-CONNECT", False), ("UNIX-L:/a", "UNIX-LISTEN", True),
+        ("ABSTRACT:a", "ABSTRACT-CLIENT", False),
         ("ABSTRACT-LISTEN:a", "ABSTRACT-LISTEN", True), ("VSOCK:3:1", "VSOCK-CONNECT", False),
         ("VSOCK-L:1", "VSOCK-LISTEN", True), ("HYBRID-CONNECT:/a:1", "HYBRID-CONNECT", False),
         ("HYBRID-LISTEN:/a:1", "HYBRID-LISTEN", True), ("-", "STDIO", False), ("3", "FD", False),
@@ -65,12 +65,10 @@ def test_vsock_and_hybrid_addresses_mean_the_cores_own() -> None:
 def test_tcp_listens_on_every_interface_unless_bound() -> None:
     def host(text: str) -> str:
         place = single(text).subject
-        assert isinstance(place, TcpPlace)
+        assert isinstance(place, Place)
         return place.address.host
 
-    assert host("TCP-LISTEN:80") == "0.0.0.0"
-    assert host("TCP6-LISTEN:80") == "*"
-    assert host("TCP6-LISTEN:80,ipv6only") == "::"
+    assert host("TCP-LISTEN:80") == ""
     assert host("TCP-LISTEN:80,bind=127.0.0.1") == "127.0.0.1"
     assert host("TCP6-LISTEN:80,bind=[::1]") == "::1"
     assert single("TCP:[::1]:http,bind=:99").subject.source == ("", 99)
@@ -80,16 +78,33 @@ def test_tcp_listens_on_every_interface_unless_bound() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("UDP:h:1", "socat's UDP is not built here – vsockfwd dgram"),
-        ("OPENSSL:h:1", "socat's OPENSSL is not built here"),
-        ("openssl-listen:1", "socat's OPENSSL-LISTEN is not built here"),
-        ("PTY", "socat's PTY is not built here"),
-        ("UNIX-SENDTO:/a", "socat's UNIX-SENDTO is not built here – vsockfwd dgram"),
+        ("SCTP:h:1", "socat's SCTP is not built here: vsock, TCP, UDP"),
+        ("socks4a:a:b:1", "socat's SOCKS4A is not built here: there is no SOCKS or HTTP client"),
+        ("openssl-listen:1", "a TLS server needs cert=FILE"),
+        ("OPENSSL:h:1,cafile=/nowhere", "cafile=/nowhere: no such file"),
+        ("OPENSSL:h:1,min-version=SSL3", "min-version is TLS1.0, TLS1.1"),
+        ("TCP:h:1,icanon", "character 9: socat's option icanon is not built here: of a terminal's settings"),
+        ("UNIX-CONNECT:/a,mode=600", "mode is of the socket's own file – bind= names one"),
+        ("HYBRID:/a:1,umask=077", "HYBRID-CONNECT does not take umask"),
+        ("EXEC:a,echo=0", "raw, rawer and echo are for a terminal – add pty"),
+        ("EXEC:a,ctty", "ctty needs a terminal and a session"),
+        ("EXEC:a,pty,pipes", "pty and pipes exclude each other"),
+        ("TCP-LISTEN:1,range=3", "range of TCP-LISTEN is of IP addresses"),
+        ("VSOCK-LISTEN:1,range=10.0.0.0/8", "range of VSOCK-LISTEN is of CIDs"),
+        ("TCP-LISTEN:1,range=10.0.0.0/33", "range is ADDRESS/BITS"),
+        ("TCP4:h:1,pf=ip6", "pf says another family than the type"),
+        ("TCP:h:1,escape=256", "escape is a whole number from 0 to 255"),
+        ("UDP-DATAGRAM:h:1,ip-add-membership=1.2.3.4:0", "ip-add-membership is GROUP:INTERFACE"),
+        ("TCP:h:1,setsockopt=1:2", "setsockopt is LEVEL:NAME:VALUE"),
+        ("OPEN:a,user=no-such-user-here", "names a user that this machine does not have"),
         ("TPC:h:1", "no address type is called 'TPC' – did you mean TCP?"),
         ("TCP:h", "1 parameter where TCP:HOST:PORT is meant"),
         ("TCP:h:1:2", "3 parameters where TCP:HOST:PORT is meant"),
-        ("TCP:h:1,crnl", "character 9: TCP has no option 'crnl' here – it takes bind, connect-timeout,"),
-        ("TCP:h:1,creat", "TCP has no option 'creat' here"),
+        ("TCP:h:1,crln", "character 9: no option is called 'crln' – did you mean crnl?"),
+        (
+            "TCP:h:1,creat",
+            "character 9: TCP does not take creat, which is for OPEN, GOPEN – it takes bind, connect-timeout",
+        ),
         ("TCP-LISTEN:1,max-children=2", "max-children counts what fork makes – add fork"),
         ("TCP-LISTEN:1,reuseaddr=0", "reuseaddr cannot be switched off here"),
         ("TCP-LISTEN:1,backlog=0", "backlog is a whole number above 0"),

@@ -2,14 +2,19 @@
 
 Cheap to import, since an agent imports it when it starts; the rooms below are imported with the first request.
 
+options      what a copy may be asked to do, and which side does it
 messages     the frames that sender and receiver exchange, and the rules for names: no IO
-directories  descriptors of directories, opened downwards from a root and never through a symlink
-reading      the sender's file system: walks sources, reads files and their holes
+permissions, patterns, asked   --chmod, globs and filters, --files-from: pure
+roots        where typed paths start and how they are opened; directories: descriptors downwards from there
+walking, reading   the sender's file system: what is there, and the bytes of one file
 destination  what a destination means: into a directory, or as a name
-landing      the receiver's file system: files that appear complete, in their place, or not at all
+landing      the receiver's file system; arriving: one file on its way to its name, with its journal;
+             standing: what is there already; attributes: owners, xattrs, ACLs, on either side
 sending, receiving   the two ends of a copy over a channel, the same code in both directions
-account      what became of each file: events on the way, the exit code at the end
-agent, command, locations   who calls them: an agent's handler, `vsockfwd cp` and its SOURCE… DESTINATION
+passing, pouring     between two agents, and out of a pipe
+looking, removing    what is there, and taking it away
+account, telling     what became of each file: events on the way, the exit code at the end
+target       all of that for a client: the library; command, fs, locations: the command line; agent: its other end
 
 The thing to understand first: client and agent say who asks, sender and receiver say where bytes go. All that is
 particular to the first pair stands in the last line above.

@@ -9,6 +9,7 @@ import trio
 
 from vsockfwd.plugin import Access, BadRequest, Call, Event, Report, Resource, Summary, decode_arguments, printable
 from vsockfwd_copy.account import Account
+from vsockfwd_copy.asked import Expected
 from vsockfwd_copy.destination import resolve
 from vsockfwd_copy.landing import Landing
 from vsockfwd_copy.looking import Seen, look
@@ -66,7 +67,7 @@ async def serve(call: Call) -> None:
 
 
 async def _send(call: Call, request: Get, root: Root) -> None:
-    if call.root is not None and request.options.symlinks is Symlinks.ALL:
+    if call.root is not None and request.options.symlinks == Symlinks.ALL:
         raise BadRequest("-L cannot be held to --root: what a symlink leads to may be outside of it")
     account = Account(_summary_only(call.report), f"copy to {call.peer}", tells_files=False)
     tree = Tree(request.sources, request.options, root)
@@ -83,7 +84,7 @@ async def _receive(call: Call, request: Put, root: Root) -> None:
         lambda: resolve(request.destination, sources=request.sources, options=options, root=root)
     )
     try:
-        landing = Landing(place, options, request.sources)
+        landing = Landing(place, options, Expected(request.sources))
         what = f"copy from {call.peer} to {printable(place.path)}"
         account = Account(_summary_only(call.report), what, dry_run=options.dry_run, tells_files=False)
         try:

@@ -48,11 +48,10 @@ _ATTEMPTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a file shall be like when it is complete. `size` is None for one that is as long as what was written, `mode`
-    for one whose permissions are those that any new file gets."""
+    """What a file shall be like when it is complete. `size` is None for one that is as long as what was written."""
 
     size: int | None
-    mode: int | None
+    mode: int
     mtime: int
     extra: Extra | None
 
@@ -88,6 +87,31 @@ def is_at_work(name: bytes, *, dir_fd: int) -> bool:
     return False
 
 
+def rename_temporary(temporary: bytes, name: bytes, *, dir_fd: int) -> None:
+    """Give a temporary its name; where that fails it is gone. Raises OSError."""
+    try:
+        os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    finally:
+        # It stands there still where that failed, and where both were names of one file: rename(2) does nothing then.
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=dir_fd)
+
+
+def back_up(name: bytes, suffix: bytes, *, dir_fd: int) -> None:
+    """Keep what is replaced under its name and a suffix; the name itself is never without a file. Raises OSError,
+    CannotCreate."""
+    temporary = temporary_name()
+    try:
+        os.link(name, temporary, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno in _NO_LINK:
+            raise CannotCreate("the file system has no hard links, so no backup can be kept") from None
+        raise
+    rename_temporary(temporary, name + suffix, dir_fd=dir_fd)
+
+
 class Arriving:
     """A file on its way to `name` in a directory."""
 
@@ -106,13 +130,14 @@ class Arriving:
         """Whether there may be something where nothing was written by us."""
         self._has_all = False
         """Whether what stood in its place is in it."""
-        self._private = options.inplace or mode == _PRIVATE
         there = directories.fd(directory)
         if options.inplace:
             self._fd = os.open(name, _IN_PLACE, _PRIVATE, dir_fd=there)
             self._dirty = True
             return
         try:
+            if not _has_proc():
+                raise OSError(errno.EOPNOTSUPP, "an unnamed file gets its name through /proc")
             self._fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=there)
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
@@ -157,12 +182,11 @@ class Arriving:
         fd = self._fd
         if shape.size is not None:
             os.ftruncate(fd, shape.size)  # a hole at the end was not written, and what stood there may be longer
-        mode = 0o666 & ~umask() if shape.mode is None and self._private else shape.mode
         loss = NOTHING_LOST
         if not writer.plain:
-            loss = writer.dress(fd, mode, shape.extra)
-        elif mode is not None and (self._dirty or mode & umask()):
-            os.fchmod(fd, mode & 0o777)
+            loss = writer.dress(fd, shape.mode, shape.extra)
+        elif self._dirty or shape.mode & umask():
+            os.fchmod(fd, shape.mode & 0o777)
         if self._options.times:
             os.utime(fd, ns=(time.time_ns(), shape.mtime))
         if self._options.fsync:
@@ -184,7 +208,7 @@ class Arriving:
     def _take_name(self, *, replaces: bool) -> None:
         there = self._directories.fd(self._directory)
         if replaces and self._options.backup:
-            self._back_up(there)
+            back_up(self.name, self._options.backup, dir_fd=there)
         if self._temporary is None:
             itself = f"/proc/self/fd/{self._fd}"
             if not replaces:
@@ -197,19 +221,6 @@ class Arriving:
             os.link(itself, self._temporary, dst_dir_fd=there, follow_symlinks=True)
         os.rename(self._temporary, self.name, src_dir_fd=there, dst_dir_fd=there)
         self._temporary = None
-
-    def _back_up(self, there: int) -> None:
-        """Keep what is replaced under its name and a suffix; the name itself is never without a file."""
-        temporary = temporary_name()
-        try:
-            os.link(self.name, temporary, src_dir_fd=there, dst_dir_fd=there, follow_symlinks=False)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if error.errno in _NO_LINK:
-                raise CannotCreate("the file system has no hard links, so no backup can be kept") from None
-            raise
-        os.rename(temporary, self.name + self._options.backup, src_dir_fd=there, dst_dir_fd=there)
 
     def abandon(self) -> None:
         """The copy is broken off: what can be resumed stays, anything else goes."""
@@ -264,7 +275,6 @@ class Part(Arriving):
         self._options = options
         self._dirty = True
         self._has_all = False
-        self._private = True
         self._journal = None
         part, journal = part_names(name)
         there = directories.fd(directory)
@@ -379,6 +389,11 @@ def remove_part(name: bytes, *, dir_fd: int) -> None:
                 os.unlink(part, dir_fd=dir_fd)
     finally:
         os.close(fd)
+
+
+@lru_cache(1)
+def _has_proc() -> bool:
+    return os.path.isdir("/proc/self/fd")
 
 
 @lru_cache(1)

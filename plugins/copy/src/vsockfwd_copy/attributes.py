@@ -123,6 +123,8 @@ class Writer:
     def dress(self, fd: int, mode: int | None, extra: Extra | None) -> Loss:
         """Owner, permissions, attributes of an open file or directory; times come last. Raises OSError."""
         loss = self._chown(fd, extra, follow=True)
+        if extra is not None and (self._options.xattrs or self._options.acls):
+            self._remove_others(fd, {name for name, _ in extra.xattrs})
         if mode is not None:
             special = mode & 0o7000
             owned = self._root and self._options.owner and not loss & (Loss.OWNER | Loss.GROUP)
@@ -174,6 +176,18 @@ class Writer:
             return owner.gid
         number = _number_of(owner.group, self._groups, lambda name: grp.getgrnam(name).gr_gid)
         return owner.gid if number is None else number
+
+    def _remove_others(self, fd: int, kept: set[bytes]) -> None:
+        """Remove attributes that the source has not: what was written into had them, or the directory bequeathed an
+        ACL. Before the mode is set, which an ACL is a part of."""
+        try:
+            names = [os.fsencode(name) for name in os.listxattr(fd)]
+        except OSError:
+            return  # there are none
+        for name in names:
+            asked = self._options.acls if name in _ACLS else self._options.xattrs and name.startswith(b"user.")
+            if asked and name not in kept:
+                os.removexattr(fd, name)
 
     def _set_xattrs(self, fd: int, xattrs: list[tuple[bytes, bytes]], *, trusted: bool) -> Loss:
         loss = NOTHING_LOST

@@ -26,7 +26,7 @@ from vsockfwd_copy.asked import wanted
 from vsockfwd_copy.locations import STANDARD, Plan, plan
 from vsockfwd_copy.options import Algorithm, Options, Symlinks
 from vsockfwd_copy.permissions import Chmod
-from vsockfwd_copy.target import Copied, Target, open_target, standard_input
+from vsockfwd_copy.target import Copied, Target, open_target, standard_input, standard_output
 from vsockfwd_copy.telling import Statistics, telling
 
 FILES_LIMIT = 64 << 20
@@ -146,7 +146,7 @@ def cp(
         rate=_rate(bwlimit),
         algorithm=digest,
     )
-    what = plan(locations, _port(port), invocation.target, into=target_directory)
+    what = plan(locations, parse_port(port), invocation.target, into=target_directory)
     below = _read_names(files_from, from0) if files_from is not None else []
     check(what, options, files_from is not None)
     invocation = dataclasses.replace(invocation, report=telling(progress, invocation.report))
@@ -167,8 +167,10 @@ def check(what: Plan, options: Options, files_from: bool) -> None:
             raise UsageError("stdin can be read once, and goes to one target")
         if options.resume or options.update or options.delta or options.checksum:
             raise UsageError("what comes from stdin has nothing to be compared by", hint="without --update and such")
-    if what.destination == STANDARD and not what.destinations and options.recursive:
-        raise UsageError("stdout takes files, not directories", hint="leave out -r")
+    if what.destination == STANDARD and not what.destinations:
+        standard_output()
+        if options.recursive:
+            raise UsageError("stdout takes files, not directories", hint="leave out -r")
 
 
 async def copy(engine: Engine, what: Plan, options: Options, below: Sequence[bytes] = (), stats: bool = False) -> int:
@@ -196,7 +198,7 @@ async def _carry_out(engine: Engine, what: Plan, options: Options, below: Sequen
     async with open_target(what.source, engine=engine) as source:
         if not what.destinations:
             if what.destination == STANDARD:
-                return [await source.pour(what.sources, sys.stdout.fileno(), options, glob=True)]
+                return [await source.pour(what.sources, standard_output(), options, glob=True)]
             return [await source.get(what.sources, what.destination, options, below=below, glob=True)]
         return await _to_all(
             engine,
@@ -252,7 +254,8 @@ def _rate(text: str) -> int:
     return rate
 
 
-def _port(text: str | None) -> int | None:
+def parse_port(text: str | None) -> int | None:
+    """What `-p` says. Raises UsageError."""
     if text is None:
         return None
     if not text.isascii() or not text.isdecimal() or int(text) >= (1 << 32) - 1:
@@ -264,6 +267,8 @@ def _port(text: str | None) -> int | None:
 
 def _read_names(name: str, nul: bool) -> list[bytes]:
     """The paths of a --files-from. Raises UsageError."""
+    if name == "-" and sys.stdin is None:
+        raise UsageError("--files-from -: standard input is closed")
     try:
         data = sys.stdin.buffer.read(FILES_LIMIT + 1) if name == "-" else Path(name).read_bytes()
     except OSError as error:

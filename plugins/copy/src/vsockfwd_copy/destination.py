@@ -15,12 +15,16 @@ _DIRECTORY = os.O_PATH | os.O_DIRECTORY
 class Place:
     """Where a copy lands: inside a directory under the sources' own names, or there under one `name`."""
 
-    def __init__(self, fd: int, name: bytes | None, path: bytes, *, only_directory: bool = False) -> None:
+    def __init__(
+        self, fd: int, name: bytes | None, path: bytes, *, only_directory: bool = False, virtual: bool = False
+    ) -> None:
         self.fd = fd
         self.name = name
         self.path = path
         self.only_directory = only_directory
         """Whether it ended in a slash, so that no file may get that name."""
+        self.virtual = virtual
+        """Whether its directory would only be made; then `fd` stands for nothing in particular."""
 
     def close(self) -> None:
         os.close(self.fd)
@@ -46,9 +50,15 @@ def resolve(destination: bytes, *, sources: int, options: LandOptions, root: Roo
 
 def _resolve(destination: bytes, told: str, sources: int, options: LandOptions, root: Root) -> Place:
     path = root.full(destination)
-    if options.mkpath and not options.dry_run:
+    if options.mkpath:
         into = options.directory or sources != 1 or (path.endswith(b"/") and not options.plain)
-        root.make_directories(path if into else os.path.dirname(path.rstrip(b"/")))
+        missing = root.make_directories(path if into else os.path.dirname(path.rstrip(b"/")), dry_run=options.dry_run)
+        if missing and options.dry_run:
+            _check_slash(path, told, options, into)
+            name = None if into else os.path.basename(path.rstrip(b"/"))
+            return Place(
+                root.open(b"/", _DIRECTORY), name, path, only_directory=not into and path.endswith(b"/"), virtual=True
+            )
     kind = _kind_of(destination, root)
     is_directory = kind is not None and stat.S_ISDIR(kind)
     if is_directory and not options.plain:
@@ -60,14 +70,17 @@ def _resolve(destination: bytes, told: str, sources: int, options: LandOptions, 
         raise CannotCreate(f"{told}: is no directory", hint=hint)
     if kind is not None and not is_directory and not stat.S_ISREG(kind):
         raise CannotCreate(f"{told}: is neither a file nor a directory, and is not replaced")
-    slash = path.endswith(b"/")
-    if slash and not options.recursive:
-        raise CannotCreate(f"{told}: no such directory", hint="leave out the slash to make a file of that name")
+    _check_slash(path, told, options, False)
     fd, name = root.parent(destination)
     if name in (b"", b".", b".."):
         os.close(fd)
         raise CannotCreate(f"{told}: names no file that could be made", hint="without -T the sources go into it")
-    return Place(fd, name, path.rstrip(b"/"), only_directory=slash)
+    return Place(fd, name, path.rstrip(b"/"), only_directory=path.endswith(b"/"))
+
+
+def _check_slash(path: bytes, told: str, options: LandOptions, into: bool) -> None:
+    if path.endswith(b"/") and not into and not options.recursive:
+        raise CannotCreate(f"{told}: no such directory", hint="leave out the slash to make a file of that name")
 
 
 def _kind_of(destination: bytes, root: Root) -> int | None:

@@ -14,11 +14,14 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+import msgspec
 
 from vsockfwd.plugin import (
     CannotCreate,
+    Code,
     DataError,
     NoSpace,
     PeerBrokeProtocol,
@@ -32,18 +35,21 @@ from vsockfwd_copy.arriving import (
     Arriving,
     Part,
     Shape,
+    back_up,
     is_at_work,
     is_part,
     part_names,
     remove_part,
+    rename_temporary,
     temporary_name,
     umask,
 )
-from vsockfwd_copy.asked import Wanted
+from vsockfwd_copy.asked import Expected, Wanted
 from vsockfwd_copy.attributes import NOTHING_LOST, Loss, Writer
 from vsockfwd_copy.destination import Place
-from vsockfwd_copy.directories import Directory, OpenDirectories
+from vsockfwd_copy.directories import OPEN_BELOW, Directory, OpenDirectories
 from vsockfwd_copy.messages import (
+    BLOCK,
     DEPTH_LIMIT,
     LARGEST,
     SMALL_LIMIT,
@@ -77,15 +83,22 @@ from vsockfwd_copy.messages import (
     checksum,
     digest_of,
     failure_of,
-    landing_name,
 )
 from vsockfwd_copy.options import LandOptions
-from vsockfwd_copy.patterns import Filters, is_pattern, literal, matches
+from vsockfwd_copy.patterns import Filters
 from vsockfwd_copy.removing import remove_tree
 from vsockfwd_copy.standing import Standing
 
 LINKS_LIMIT = 1 << 20
 """Files of several names that a sender may make a receiver remember."""
+
+
+def _not_there(failure: Failure) -> Failure:
+    """What becomes of other names of a file that failed."""
+    return Failure(failure.code, 0, "the file that it is another name of did not come")
+
+
+_KEPT = Failure(Code.EXISTS, 0, "the file that it is another name of was kept as it stood, and may be another")
 
 # --- what arrives --------------------------------------------------------------------------------------------------
 
@@ -144,6 +157,15 @@ class _Spot:
         return self.directory.title_of(self.word)
 
 
+@dataclass(frozen=True, slots=True)
+class _Linked:
+    """A file that gets more names, in its place, and what was done with it."""
+
+    directory: _Arrived
+    name: bytes
+    done: Done
+
+
 @dataclass(slots=True)
 class _Incoming:
     """A file whose data is to come, or comes. `arriving` is None before there is any, and once it is answered."""
@@ -158,9 +180,9 @@ class _Incoming:
     """What it is compared with."""
     arriving: Arriving | None = None
     position: int = 0
-    answered: bool = False
     reserved: int = 0
-    """Bytes that it will take, as far as others must leave them free."""
+    """Bytes that it will still take."""
+    answered: bool = False
 
     @property
     def size(self) -> int | None:
@@ -194,40 +216,29 @@ class Landing:
         self,
         place: Place,
         options: LandOptions,
-        count: int,
-        sources: Sequence[bytes] | None = None,
-        *,
-        glob: bool = False,
+        expected: Expected,
         wanted: Wanted | None = None,
     ) -> None:
-        """`count` sources will come, 0: as many as will.
-
-        Where this side asked for them, `sources` tells which, and nothing else may come. `glob`: a source that is a
-        pattern stands for all that fits it. `wanted`: what below the first was asked for.
-        Raises BadRequest for options that cannot be met.
-        """
+        """`wanted`: what below the one source was asked for. Raises BadRequest for options that cannot be met."""
         FileDigest(options.algorithm)
         self._place = place
         self._options = options
-        self._count = count
-        self._sources = sources
-        self._glob = glob
+        self._expected = expected
         self._wanted = wanted
         self._writer = Writer(options)
         self._filters = Filters(options.exclude, options.include)
         self._directories = OpenDirectories()
         self._stack = [_Arrived(None, b"", b"", 0, None)]
+        self._stack[0].virtual = place.virtual
         self._directories.pin(self._stack[0], place.fd)
         self._tops: set[bytes] = set()
         """Names at the top that came, where there are several."""
-        self._announced = 0
-        """Sources that came, in order."""
         self._next = 1
         self._pending: dict[int, _Incoming] = {}
         self._current: _Incoming | None = None
         self._comparing: deque[tuple[_Incoming, Iterator[list[Blocks]]]] = deque()
-        self._links: dict[int, tuple[_Arrived, bytes] | None] = {}
-        """Files that get more names: where they are, or None while they are on their way."""
+        self._links: dict[int, _Linked | Failure | None] = {}
+        """Files that get more names: where they are, why they are not there, or None while they are on their way."""
         self._links_waiting: dict[int, list[_Spot]] = {}
         self._reserved = 0
         """Bytes that files on their way will take."""
@@ -256,9 +267,7 @@ class Landing:
 
     def finish(self) -> None:
         """The sender says that it is complete. Raises PeerBrokeProtocol where it is not."""
-        left = self._sources[self._announced :] if self._sources is not None and self._glob else ()
-        complete = self._announced == self._count or not self._count or (left and all(map(is_pattern, left)))
-        if self._current or self._pending or len(self._stack) > 1 or not complete:
+        if self._current or self._pending or len(self._stack) > 1 or not self._expected.complete:
             raise PeerBrokeProtocol("the sender ended before all that it had to send")
 
     # --- announcements
@@ -292,6 +301,8 @@ class Landing:
             raise
         except (OSError, VsockfwdError) as error:
             self._fail(spot, size, error)
+            if isinstance(entry, Small | Large) and entry.linked:
+                self._remember(spot.number, _not_there(failure_of(error)))
             return
         if done is not None:
             self._settle_file(spot, size, done, loss, linked=isinstance(entry, Small | Large) and entry.linked)
@@ -321,7 +332,7 @@ class Landing:
         if self._options.dry_run:
             return done, NOTHING_LOST
         if isinstance(entry, Symlink):
-            return done, self._land_symlink(spot, entry)
+            return done, self._land_symlink(spot, entry, replaces=old is not None)
         loss = self._land_small(spot, entry, old)
         self._answers.carried += len(entry.content)
         self._answers.moved += len(entry.content)
@@ -335,7 +346,7 @@ class Landing:
             if directory.wanted is not None and name not in directory.wanted:
                 raise PeerBrokeProtocol(f"the sender sent {printable(name)!r}, which was not asked for")
             return _Spot(number, directory, name, name)
-        word = self._word_of(entry)
+        word = self._expected.word(entry)
         if self._place.name is not None:
             if self._tops:
                 raise PeerBrokeProtocol("the sender sent several files for one name")
@@ -344,36 +355,6 @@ class Landing:
         if entry.name or not isinstance(entry, Enter | Lost | Flow):
             check_name(entry.name)
         return _Spot(number, directory, entry.name, word)
-
-    def _word_of(self, entry: Enter | Small | Large | Symlink | Lost | HardLink | Flow) -> bytes:
-        """What a person calls an entry at the top: the sources, one each and in order. Raises PeerBrokeProtocol."""
-        if self._sources is None:
-            self._announced += 1
-            if self._count and self._announced > self._count:
-                raise PeerBrokeProtocol(f"the sender announced more than {self._count} sources")
-            return entry.name
-        if self._wanted is not None:
-            self._announced += 1
-            if self._announced > 1 or entry.name or not isinstance(entry, Enter | Lost):
-                raise PeerBrokeProtocol(f"the sender sent {printable(entry.name)!r}, which was not asked for")
-            self._announced = self._count
-            return self._sources[0]
-        while self._announced < self._count:
-            source = self._sources[self._announced]
-            expected = landing_name(source)
-            several = self._glob and is_pattern(source)
-            if not several or entry.name in (expected, literal(expected)) or isinstance(entry, Lost):
-                if not several and entry.name != expected:
-                    break
-                self._announced += 1
-                return source
-            if matches(expected, entry.name):
-                return entry.name  # there may be more of them
-            self._announced += 1
-        if self._announced >= self._count:
-            raise PeerBrokeProtocol(f"the sender announced more than {self._count} sources")
-        asked = printable(self._sources[self._announced])
-        raise PeerBrokeProtocol(f"the sender sent {printable(entry.name)!r} where {asked!r} was asked for")
 
     # --- what stands there
 
@@ -423,7 +404,7 @@ class Landing:
         """Each name at the top is for one source. Raises CannotCreate."""
         if name in self._tops and self._place.name is None:
             raise CannotCreate("another source of that name came already")
-        if self._count != 1 or self._glob:
+        if self._expected.several:
             self._tops.add(name)
 
     def _unchanged(self, old: os.stat_result, entry: Landed) -> bool:
@@ -480,33 +461,37 @@ class Landing:
         size = entry.size if isinstance(entry, Large) else None
         if isinstance(entry, Small) and self._options.inplace:
             size = len(entry.content)
-        mode: int | None = entry.mode
+        mode = entry.mode
         if not self._options.perms:
-            mode = old.st_mode & 0o777 if old is not None and stat.S_ISREG(old.st_mode) else None
+            stands = old is not None and stat.S_ISREG(old.st_mode)
+            mode = old.st_mode & 0o777 if old is not None and stands else 0o666 & ~umask()
         extra = entry.extra if isinstance(entry, Small | Large) else None
         return Shape(size, mode, entry.mtime, extra)
 
-    def _arriving(self, spot: _Spot, shape: Shape) -> Arriving:
-        mode = 0o666 if shape.mode is None else shape.mode & 0o777
+    def _arriving(self, spot: _Spot, shape: Shape, old: os.stat_result | None) -> Arriving:
+        mode = shape.mode & 0o777
         if not self._writer.plain:
             mode = 0o600  # nobody else reads it before it is its owner's
-        return Arriving(self._directories, spot.directory, spot.name, self._options, mode)
+        options = self._options
+        if options.inplace and old is not None and not stat.S_ISREG(old.st_mode):
+            options = msgspec.structs.replace(options, inplace=False)  # a symlink cannot be written into
+        return Arriving(self._directories, spot.directory, spot.name, options, mode)
 
     def _land_small(self, spot: _Spot, entry: Small, old: os.stat_result | None) -> Loss:
         if digest_of(entry.content, self._options.algorithm) != entry.digest:
             raise VerificationFailed("was damaged on the way")
-        return self._write_small(spot, entry.content, self._shape(entry, old), replaces=old is not None)
+        return self._write_small(spot, entry.content, self._shape(entry, old), old)
 
-    def _write_small(self, spot: _Spot, content: bytes, shape: Shape, *, replaces: bool) -> Loss:
-        arriving = self._arriving(spot, shape)
+    def _write_small(self, spot: _Spot, content: bytes, shape: Shape, old: os.stat_result | None) -> Loss:
+        arriving = self._arriving(spot, shape, old)
         try:
             arriving.write(content, 0)
-            return arriving.keep(shape, self._writer, replaces=replaces)
+            return arriving.keep(shape, self._writer, replaces=old is not None)
         except BaseException:
             arriving.discard()
             raise
 
-    def _land_symlink(self, spot: _Spot, entry: Symlink) -> Loss:
+    def _land_symlink(self, spot: _Spot, entry: Symlink, *, replaces: bool) -> Loss:
         if b"\0" in entry.target:
             raise PeerBrokeProtocol("the sender sent a symlink whose target holds a NUL")
         there = self._directories.fd(spot.directory)
@@ -516,11 +501,13 @@ class Landing:
             loss = self._writer.dress_symlink(temporary, entry.extra, dir_fd=there)
             if self._options.times:
                 os.utime(temporary, ns=(time.time_ns(), entry.mtime), dir_fd=there, follow_symlinks=False)
-            os.rename(temporary, spot.name, src_dir_fd=there, dst_dir_fd=there)
+            if replaces and self._options.backup:
+                back_up(spot.name, self._options.backup, dir_fd=there)
         except BaseException:
             with contextlib.suppress(OSError):  # the reason for it matters more
                 os.unlink(temporary, dir_fd=there)
             raise
+        rename_temporary(temporary, spot.name, dir_fd=there)
         return loss
 
     def _land_link(self, spot: _Spot, entry: HardLink) -> tuple[Done | None, Loss]:
@@ -534,30 +521,44 @@ class Landing:
             return None, NOTHING_LOST
         return self._link(spot, target), NOTHING_LOST
 
-    def _link(self, spot: _Spot, target: tuple[_Arrived, bytes]) -> Done:
+    def _link(self, spot: _Spot, target: _Linked | Failure) -> Done:
         """Give a file that has landed another name. Raises OSError, VsockfwdError."""
         old = self._clear(spot)
         if old is not None and self._options.no_clobber:
             return Done.KEPT
-        directory, name = target
+        if isinstance(target, Failure):
+            raise from_code(target.code, target.text)
+        if old is not None and self._has_name(target, old):
+            return Done.SAME
+        done = Done.NEW if old is None else Done.REPLACED
         if self._options.dry_run:
-            return Done.NEW if old is None else Done.REPLACED
+            return done
         # Each descriptor is good until the next is asked for.
-        source = os.dup(self._directories.fd(directory))
+        source = os.dup(self._directories.fd(target.directory))
         try:
             there = self._directories.fd(spot.directory)
-            if old is not None:
-                found = os.stat(name, dir_fd=source, follow_symlinks=False)
-                if (found.st_dev, found.st_ino) == (old.st_dev, old.st_ino):
-                    return Done.SAME
-                temporary = temporary_name()
-                os.link(name, temporary, src_dir_fd=source, dst_dir_fd=there, follow_symlinks=False)
-                os.rename(temporary, spot.name, src_dir_fd=there, dst_dir_fd=there)
-                return Done.REPLACED
-            os.link(name, spot.name, src_dir_fd=source, dst_dir_fd=there, follow_symlinks=False)
-            return Done.NEW
+            if old is None:
+                os.link(target.name, spot.name, src_dir_fd=source, dst_dir_fd=there, follow_symlinks=False)
+                return done
+            if self._options.backup:
+                back_up(spot.name, self._options.backup, dir_fd=there)
+            temporary = temporary_name()
+            os.link(target.name, temporary, src_dir_fd=source, dst_dir_fd=there, follow_symlinks=False)
+            rename_temporary(temporary, spot.name, dir_fd=there)
+            return done
         finally:
             os.close(source)
+
+    def _has_name(self, target: _Linked, old: os.stat_result) -> bool:
+        """Whether what stands in a name's place is that file already; would be, where nothing is done."""
+        if self._options.dry_run and target.done is not Done.SAME and not self._options.inplace:
+            return False
+        try:
+            fd = self._directories.fd(target.directory)
+            found = os.stat(target.name, dir_fd=fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == (old.st_dev, old.st_ino)
 
     def _want(self, spot: _Spot, entry: Large | Flow, old: os.stat_result | None) -> None:
         if len(self._pending) >= 2 * WINDOW:
@@ -569,12 +570,12 @@ class Landing:
             position = self._take_up(incoming, entry)
             digest = b""
             try:
-                compared = not incoming.part and self._compares(entry, old)
-                if compared and entry.size <= SMALL_LIMIT:
-                    compared, digest = False, self._digest_of_standing(spot)
-                elif compared:
-                    there = self._directories.fd(spot.directory)
-                    incoming.standing = Standing(spot.name, dir_fd=there)
+                if not incoming.part and self._compares(entry, old):
+                    if entry.size <= SMALL_LIMIT:
+                        digest = self._digest_of_standing(spot)
+                    else:
+                        incoming.standing = self._standing(spot)
+                if incoming.standing is not None:
                     self._comparing.append((incoming, incoming.standing.told(spot.number, entry.size)))
                 elif not self._options.inplace:
                     incoming.reserved = self._reserve(spot, entry, position)
@@ -586,7 +587,7 @@ class Landing:
             if incoming.part is not None and not ranges:
                 self._complete_part(incoming, entry, incoming.part)
                 return
-            self._answers.wants.append(Want(spot.number, ranges, compared, digest))
+            self._answers.wants.append(Want(spot.number, ranges, incoming.standing is not None, digest))
         if isinstance(entry, Large) and entry.linked:
             self._remember(spot.number, None)
         self._pending[spot.number] = incoming
@@ -605,16 +606,28 @@ class Landing:
         return part.position
 
     def _digest_of_standing(self, spot: _Spot) -> bytes:
-        """The digest of a small file that stands there. Raises OSError."""
+        """The digest of a small file that stands there; nothing where it cannot be read."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        fd = os.open(spot.name, flags, dir_fd=self._directories.fd(spot.directory))
+        try:
+            fd = os.open(spot.name, flags, dir_fd=self._directories.fd(spot.directory))
+        except OSError:
+            return b""
         try:
             return digest_of(os.read(fd, SMALL_LIMIT + 1), self._options.algorithm)
+        except OSError:
+            return b""
         finally:
             os.close(fd)
 
+    def _standing(self, spot: _Spot) -> Standing | None:
+        """What stands in a file's place, where it can be read."""
+        try:
+            return Standing(spot.name, dir_fd=self._directories.fd(spot.directory))
+        except OSError:
+            return None
+
     def _reserve(self, spot: _Spot, entry: Large, position: int) -> int:
-        """Bytes that a file will take. Raises NoSpace where it is plain before the first that it will not fit."""
+        """The bytes that a file will take. Raises NoSpace where it is plain before the first that it will not fit."""
         if spot.directory.virtual:
             return 0
         found = os.fstatvfs(self._directories.fd(spot.directory))
@@ -625,17 +638,24 @@ class Landing:
         self._reserved += needed
         return needed
 
+    def _took(self, incoming: _Incoming, size: int) -> None:
+        """So much of what was reserved for a file is taken, and no longer free, or will not be."""
+        size = min(size, incoming.reserved)
+        incoming.reserved -= size
+        self._reserved -= size
+
     # --- what was done
 
     def _settle_file(self, spot: _Spot, size: int, done: Done, loss: Loss, *, linked: bool) -> None:
         if linked:
-            self._remember(spot.number, (spot.directory, spot.name))
+            kept = done is Done.KEPT
+            self._remember(spot.number, _KEPT if kept else _Linked(spot.directory, spot.name, done))
         self._answer(spot, Outcome(spot, size, True, None, done, loss))
 
     def _fail(self, spot: _Spot, size: int, error: OSError | VsockfwdError) -> None:
         self._answer(spot, Outcome(spot, size, True, failure_of(error, "cannot be written")))
 
-    def _remember(self, number: int, where: tuple[_Arrived, bytes] | None) -> None:
+    def _remember(self, number: int, where: _Linked | Failure | None) -> None:
         if len(self._links) >= LINKS_LIMIT:
             raise PeerBrokeProtocol(f"the sender announced more than {LINKS_LIMIT} files of several names")
         self._links[number] = where
@@ -654,14 +674,14 @@ class Landing:
             arrived.wanted = self._wanted
         elif spot.directory.wanted is not None:
             arrived.wanted = spot.directory.wanted[spot.name]
-        if spot.name:
-            try:
+        try:
+            if spot.name:
                 self._make(arrived, spot.directory)
-            except (OSError, VsockfwdError) as error:
-                arrived.failure = failure_of(error, "cannot be made")
-        else:
-            self._directories.pin(arrived, self._place.fd)
-        if self._options.delete and not arrived.fresh and not arrived.virtual:
+            else:
+                self._go_into(arrived)
+        except (OSError, VsockfwdError) as error:
+            arrived.failure = failure_of(error, "cannot be made")
+        if self._options.delete and not arrived.fresh and not arrived.virtual and arrived.failure is None:
             arrived.announced = set()
         spot.directory.waiting += 1
         self._stack.append(arrived)
@@ -691,6 +711,13 @@ class Landing:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
                 raise CannotCreate("something else than a directory stands in its place") from None
             raise
+
+    def _go_into(self, arrived: _Arrived) -> None:
+        """The content of a source goes into the destination itself. Raises CannotCreate."""
+        if self._options.delete and self._expected.several:
+            raise CannotCreate("its content goes where the other sources go, which --delete would remove")
+        arrived.virtual = self._place.virtual
+        self._directories.pin(arrived, self._place.fd)
 
     def _would_make(self, arrived: _Arrived, parent: _Arrived) -> None:
         if parent.virtual:
@@ -760,17 +787,23 @@ class Landing:
     def _remove_others(self, directory: _Arrived, announced: set[bytes]) -> None:
         """Remove what stands in a directory and did not come, but for what the filters leave out."""
         try:
-            there = self._directories.fd(directory)
-            with os.scandir(there) as found:
-                names = sorted((os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in found)
+            # The destination's own descriptor need not be one to read from: it may be a directory to write into only.
+            there = os.open(b".", OPEN_BELOW, dir_fd=self._directories.fd(directory))
+            try:
+                with os.scandir(there) as found:
+                    names = sorted((os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in found)
+            finally:
+                os.close(there)
         except OSError as error:
             self._tell_removed(directory.path_of(b""), failure_of(error, "what is in it cannot be listed"))
             return
         parts = [name for name, _ in names if is_part(name)]
         kept = announced | {part for name in (announced if parts else ()) for part in part_names(name)}
-        kept |= {name for name in parts if is_at_work(name, dir_fd=there)}
+        kept |= {name for name in parts if is_at_work(name, dir_fd=self._directories.fd(directory))}
         for name, is_directory in names:
             if name in kept:
+                continue
+            if self._options.backup and name.endswith(self._options.backup):
                 continue
             if self._filters and self._filters.leaves_out(self._below_source(directory, name), is_directory):
                 continue
@@ -813,7 +846,7 @@ class Landing:
             self._comparing.popleft()
         except OSError:
             assert isinstance(incoming.entry, Large)
-            self._answers.blocks.append(Blocks(incoming.spot.number, incoming.entry.size, b""))
+            self._answers.blocks.append(Blocks(incoming.spot.number, -(-incoming.entry.size // BLOCK), b""))
             self._comparing.popleft()
 
     # --- data
@@ -852,7 +885,7 @@ class Landing:
         if self._options.dry_run:
             self._settle_incoming(incoming, done, NOTHING_LOST)
             return
-        loss = self._write_small(spot, content.content, self._shape(entry, old), replaces=old is not None)
+        loss = self._write_small(spot, content.content, self._shape(entry, old), old)
         self._answers.moved += len(content.content)
         self._answers.carried += len(content.content)
         self._settle_incoming(incoming, done, loss)
@@ -890,10 +923,13 @@ class Landing:
                     return
                 self._advance(incoming, piece)
                 arriving.write(data, piece.offset)
+                self._took(incoming, len(data))
                 self._answers.carried += len(data)
                 incoming.digest.update(data)
                 arriving.note(incoming.position, piece.checksum)
             case Hole():
+                if self._same_hole(incoming, piece):
+                    return
                 arriving = self._ready(incoming)
                 if arriving is None:
                     return
@@ -918,7 +954,8 @@ class Landing:
             if incoming.standing is None and isinstance(incoming.entry, Large) and self._resumes(incoming.entry):
                 incoming.arriving = self._new_part(incoming.spot, incoming.entry)
             else:
-                incoming.arriving = self._arriving(incoming.spot, self._shape(incoming.entry, incoming.old))
+                shape = self._shape(incoming.entry, incoming.old)
+                incoming.arriving = self._arriving(incoming.spot, shape, incoming.old)
             if incoming.standing is not None:
                 incoming.arriving.start_from(incoming.standing, incoming.position)
         return incoming.arriving
@@ -936,6 +973,15 @@ class Landing:
         self._advance(incoming, piece)
         if incoming.arriving is not None:
             incoming.arriving.take(incoming.standing, piece.offset, piece.length)
+
+    def _same_hole(self, incoming: _Incoming, piece: Hole) -> bool:
+        """Whether all was the same so far, and here is nothing there too."""
+        standing = incoming.standing
+        if incoming.arriving is not None or standing is None or not standing.has_nothing(piece.offset, piece.length):
+            return False
+        self._advance(incoming, piece)
+        incoming.digest.skip(piece.offset, piece.length)
+        return True
 
     def _finish_file(self, incoming: _Incoming, piece: Finish) -> None:
         if incoming.size is not None and incoming.position != incoming.size:
@@ -990,21 +1036,18 @@ class Landing:
             incoming.standing = None
         spot, entry = incoming.spot, incoming.entry
         size = incoming.size if incoming.size is not None else incoming.position
-        self._reserved -= incoming.reserved
-        if isinstance(entry, Large) and entry.linked and failure is None:
-            self._links[spot.number] = (spot.directory, spot.name)
+        self._took(incoming, incoming.reserved)
         self._answer(spot, Outcome(spot, size, True, failure, done, loss))
-        self._settle_links(spot.number, failure)
+        if isinstance(entry, Large) and entry.linked:
+            landed = _Linked(spot.directory, spot.name, done) if failure is None else _not_there(failure)
+            self._links[spot.number] = landed
+            self._settle_links(spot.number, landed)
         spot.directory.waiting -= 1
         self._settle(spot.directory)
 
-    def _settle_links(self, number: int, failure: Failure | None) -> None:
+    def _settle_links(self, number: int, target: _Linked | Failure) -> None:
         for spot in self._links_waiting.pop(number, ()):
-            target = self._links[number]
             try:
-                if target is None:
-                    assert failure is not None
-                    raise from_code(failure.code, "the file that it is another name of did not come")
                 self._answer(spot, Outcome(spot, done=self._link(spot, target)))
             except (OSError, VsockfwdError) as error:
                 self._fail(spot, 0, error)

@@ -420,7 +420,7 @@ class FileDigest:
 
 
 def _hasher(algorithm: Algorithm) -> Any:
-    if algorithm is Algorithm.XXH3:
+    if algorithm == Algorithm.XXH3:
         return xxhash.xxh3_128()
     try:
         from blake3 import blake3
@@ -431,7 +431,7 @@ def _hasher(algorithm: Algorithm) -> Any:
 
 def digest_of(content: bytes, algorithm: Algorithm = Algorithm.XXH3) -> bytes:
     """The digest of a small file's content."""
-    if algorithm is Algorithm.XXH3:
+    if algorithm == Algorithm.XXH3:
         return xxhash.xxh3_128_digest(content)
     state = _hasher(algorithm)
     state.update(content)

@@ -10,6 +10,7 @@ import trio
 
 from vsockfwd.plugin import Channel, Data, Ended, PeerBrokeProtocol, the_one
 from vsockfwd_copy.account import Account, Outcome
+from vsockfwd_copy.asked import Expected
 from vsockfwd_copy.attributes import Loss
 from vsockfwd_copy.messages import (
     Contents,
@@ -28,9 +29,10 @@ from vsockfwd_copy.messages import (
 )
 
 
-async def pass_on(sender: Channel, receiver: Channel, account: Account) -> None:
-    """Pass everything on until both have ended. Raises what either failed with."""
-    passing = _Passing(account)
+async def pass_on(sender: Channel, receiver: Channel, expected: Expected, account: Account) -> None:
+    """Pass everything on until both have ended. Raises what either failed with; PeerBrokeProtocol for a source that
+    was not asked for, before the receiver hears of it."""
+    passing = _Passing(expected, account)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(passing.carry, sender, receiver)
@@ -42,7 +44,8 @@ async def pass_on(sender: Channel, receiver: Channel, account: Account) -> None:
 class _Passing:
     """What is on its way between the two."""
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, expected: Expected, account: Account) -> None:
+        self._expected = expected
         self._account = account
         self._next = 1
         self._offers: dict[int, tuple[bytes, int, bool]] = {}
@@ -93,6 +96,8 @@ class _Passing:
             return
         number = self._next
         self._next += 1
+        if not self._stack:
+            self._expected.word(entry)
         title = b"/".join([*self._stack[-16:], entry.name])
         size = len(entry.content) if isinstance(entry, Small) else entry.size if isinstance(entry, Large) else 0
         if isinstance(entry, Enter):

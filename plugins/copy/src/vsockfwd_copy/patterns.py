@@ -39,41 +39,79 @@ def _compiled(pattern: bytes) -> re.Pattern[bytes]:
 
 
 def _translate(pattern: bytes) -> bytes:
-    out = b""
+    """A regular expression for the same, which takes no longer than name times pattern, or a path's square.
+
+    What follows a star need never be looked for again once it was found: whatever comes then fits behind the first
+    place where it stands if it fits behind any. So each stands in a group that is not entered again ((?>…)), the last
+    before the end alone excepted, which has to reach it.
+    """
+    *parts, last = ([_fixed(chunk) for chunk in part] for part in _cut_at_stars(pattern))
+    if not parts:
+        return _joined(last, to_the_end=True)
+    first, *between = (_joined(part, to_the_end=False) for part in parts)
+    return first + b"".join(b"(?>.*?%s)" % part for part in between) + b".*?" + _joined(last, to_the_end=True)
+
+
+def _joined(chunks: list[bytes], *, to_the_end: bool) -> bytes:
+    first, *others = chunks
+    words = [b"(?>[^/]*?%s)" % chunk for chunk in others]
+    if to_the_end and others:
+        words[-1] = b"[^/]*?" + others[-1]
+    return first + b"".join(words)
+
+
+def _cut_at_stars(pattern: bytes) -> list[list[list[bytes]]]:
+    """The parts between `**`, each of them the chunks between `*`, each of them what stands for one byte each."""
+    parts: list[list[list[bytes]]] = [[[]]]
     at = 0
     while at < len(pattern):
-        byte = pattern[at : at + 1]
+        begin, byte = at, pattern[at : at + 1]
         at += 1
         if byte == b"*":
-            if pattern[at : at + 1] == b"*":
-                while pattern[at : at + 1] == b"*":
-                    at += 1
-                out += b".*"
-            else:
-                out += b"[^/]*"
-        elif byte == b"?":
-            out += b"[^/]"
-        elif byte == b"[" and (end := _end_of_set(pattern, at)):
-            inside = pattern[at:end]
-            negated = inside[:1] in (b"!", b"^")
-            inside = inside[1:] if negated else inside
-            inside = (
-                inside.replace(b"\\", b"\\\\").replace(b"[", b"\\[").replace(b"&&", b"&\\&").replace(b"~~", b"~\\~")
-            )
-            inside = b"\\]" + inside[1:] if inside[:1] == b"]" else inside
-            inside = b"\\^" + inside[1:] if inside[:1] == b"^" else inside
-            out += b"(?!/)[" + (b"^" if negated else b"") + inside + b"]"
-            at = end + 1
-        else:
-            if byte == b"\\" and at < len(pattern):
-                byte = pattern[at : at + 1]
+            while pattern[at : at + 1] == b"*":
                 at += 1
-            out += re.escape(byte)
-    try:
-        re.compile(out)
-    except re.error:  # a range that runs backwards, such as [z-a], fits nothing
-        return rb"(?!)"
-    return out
+            if at - begin > 1:
+                parts.append([[]])
+            else:
+                parts[-1].append([])
+            continue
+        if byte == b"[" and (end := _end_of_set(pattern, at)):
+            at = end + 1
+        elif byte == b"\\" and at < len(pattern):
+            at += 1
+        parts[-1][-1].append(pattern[begin:at])
+    return parts
+
+
+def _fixed(words: list[bytes]) -> bytes:
+    return b"".join(map(_one_byte, words))
+
+
+def _one_byte(word: bytes) -> bytes:
+    if word == b"?":
+        return b"[^/]"
+    if word.startswith(b"[") and len(word) > 1:
+        return _set(word[1:-1])
+    return re.escape(word[-1:])
+
+
+def _set(inside: bytes) -> bytes:
+    """One of these bytes and ranges; a range that runs backwards, such as z-a, holds nothing."""
+    negated = inside[:1] in (b"!", b"^")
+    inside = inside[1:] if negated else inside
+    ranges = b""
+    at = 0
+    while at < len(inside):
+        low = high = inside[at]
+        if inside[at + 1 : at + 2] == b"-" and at + 2 < len(inside):
+            high = inside[at + 2]
+            at += 2
+        at += 1
+        if low <= high:
+            ranges += b"\\x%02x-\\x%02x" % (low, high)
+    if not ranges:
+        return b"[^/]" if negated else b"(?!)"
+    return b"(?!/)[%s%s]" % (b"^" if negated else b"", ranges)
 
 
 def _end_of_set(pattern: bytes, at: int) -> int:

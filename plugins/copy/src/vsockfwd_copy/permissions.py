@@ -52,6 +52,8 @@ def _clause(word: str, text: str) -> _Clause:
 
 def _symbolic(who: str, actions: list[tuple[str, str]]) -> Callable[[int, bool], int]:
     classes = "ugo" if "a" in who else who
+    # Of directories `=` leaves the special bits, as chmod(1) does.
+    special = sum(bit for name, bit in (("u", 0o4000), ("g", 0o2000), ("o", 0o1000)) if name in classes)
 
     def change(mode: int, is_directory: bool) -> int:
         for sign, letters in actions:
@@ -64,8 +66,9 @@ def _symbolic(who: str, actions: list[tuple[str, str]]) -> Callable[[int, bool],
                 bits |= (0o4000 if "u" in classes else 0) | (0o2000 if "g" in classes else 0)
             if "t" in letters:
                 bits |= 0o1000
-            kept = mode & ~(everyone if sign == "=" else bits)
-            mode = kept if sign == "-" else kept | bits
+            if sign == "=":
+                mode &= ~(everyone if is_directory else everyone | special)
+            mode = mode & ~bits if sign == "-" else mode | bits
         return mode
 
     return change

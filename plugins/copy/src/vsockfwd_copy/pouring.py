@@ -10,6 +10,7 @@ import os
 
 from vsockfwd.plugin import BadRequest, DataError, PeerBrokeProtocol, VerificationFailed, VsockfwdError
 from vsockfwd_copy.account import Outcome
+from vsockfwd_copy.asked import Expected
 from vsockfwd_copy.landing import Answers
 from vsockfwd_copy.messages import (
     Chunk,
@@ -44,10 +45,9 @@ class Pouring:
 
     comparing = False
 
-    def __init__(self, fd: int, count: int, algorithm: Algorithm = Algorithm.XXH3) -> None:
-        """`count` sources will come; fewer or more come where they are patterns."""
+    def __init__(self, fd: int, expected: Expected, algorithm: Algorithm = Algorithm.XXH3) -> None:
         self._fd = fd
-        self._count = count
+        self._expected = expected
         self._algorithm = algorithm
         self._next = 1
         self._waiting: list[tuple[int, Large | Small]] = []
@@ -67,7 +67,7 @@ class Pouring:
 
     def finish(self) -> None:
         """The sender says that it is complete. Raises PeerBrokeProtocol where it is not."""
-        if self._waiting:
+        if self._waiting or not self._expected.complete:
             raise PeerBrokeProtocol("the sender ended before all that it had to send")
 
     def announce(self, batch: Entries) -> None:
@@ -77,13 +77,14 @@ class Pouring:
         for entry in batch.entries:
             number = self._next
             self._next += 1
-            if isinstance(entry, Enter | Leave) or number > max(self._count, 1 << 16):
-                raise PeerBrokeProtocol("the sender sent what was not asked for")
+            if isinstance(entry, Enter | Leave):
+                raise PeerBrokeProtocol("the sender sent a directory, which was not asked for")
+            word = self._expected.word(entry)
             self._answers.announced += 1
             if isinstance(entry, Lost):
-                self._answers.outcomes.append(Outcome(entry.name, failure=entry.failure))
+                self._answers.outcomes.append(Outcome(word, failure=entry.failure))
             elif isinstance(entry, Small | Large):
-                self._names[number] = entry.name
+                self._names[number] = word
                 self._waiting.append((number, entry))
                 self._answers.announced_bytes += entry.size if isinstance(entry, Large) else len(entry.content)
                 if isinstance(entry, Large):

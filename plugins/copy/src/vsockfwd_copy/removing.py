@@ -52,7 +52,11 @@ def _unlink(name: bytes, there: int, dry_run: bool) -> None:
 def _down(name: bytes, fd: int, levels: list[tuple[bytes, list[bytes], tuple[int, int]]]) -> int:
     found = os.fstat(fd)
     below = os.open(name, OPEN_BELOW, dir_fd=fd)
-    names = sorted((os.fsencode(word) for word in os.listdir(below)), reverse=True)
+    try:
+        names = sorted((os.fsencode(word) for word in os.listdir(below)), reverse=True)
+    except BaseException:
+        os.close(below)
+        raise
     levels.append((name, names, (found.st_dev, found.st_ino)))
     os.close(fd)
     return below

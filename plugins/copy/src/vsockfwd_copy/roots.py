@@ -91,8 +91,11 @@ class Root:
             path = os.path.join(above, target)
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
-    def make_directories(self, typed: bytes) -> None:
-        """Make a directory and those above it that are not there. Raises OSError."""
+    def make_directories(self, typed: bytes, *, dry_run: bool = False) -> bool:
+        """Make a directory and those above it that are not there; whether there were any.
+
+        Raises OSError, also where `..` follows one that is missing: it would lead past the root.
+        """
         path = self.full(typed).rstrip(b"/") or b"/"
         missing: list[bytes] = []
         while True:
@@ -101,9 +104,11 @@ class Root:
                 break
             except FileNotFoundError:
                 path, name = os.path.split(path)
+                if name == b"..":
+                    raise
                 missing.append(name)
         try:
-            for name in reversed(missing):
+            for name in () if dry_run else reversed(missing):
                 try:
                     os.mkdir(name, dir_fd=fd)
                 except FileExistsError:
@@ -113,6 +118,7 @@ class Root:
                 fd = below
         finally:
             os.close(fd)
+        return bool(missing)
 
 
 def _readlink(name: bytes, fd: int) -> bytes | None:
@@ -176,6 +182,8 @@ def _walk(root: int, path: bytes, flags: int, mode: int) -> int:
                     os.close(stack.pop())
                 continue
             if not left and flags & os.O_CREAT and not _exists(name, stack[-1]):
+                if directory_wanted:
+                    raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
                 return os.open(name, flags | os.O_NOFOLLOW, mode, dir_fd=stack[-1])
             fd = os.open(name, _STEP, dir_fd=stack[-1])
             kind = os.fstat(fd).st_mode
@@ -189,6 +197,7 @@ def _walk(root: int, path: bytes, flags: int, mode: int) -> int:
                 if target.startswith(b"/"):
                     while len(stack) > 1:
                         os.close(stack.pop())
+                directory_wanted |= not left and target.endswith((b"/", b"/."))
                 left = [part for part in target.split(b"/") if part and part != b"."] + left
                 continue
             stack.append(fd)

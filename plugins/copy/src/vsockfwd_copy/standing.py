@@ -108,6 +108,10 @@ class Standing:
                 return
         raise DataError("was said to be the same where it was not compared")
 
+    def has_nothing(self, offset: int, length: int) -> bool:
+        """Whether a range is a hole, or lies behind the end. Raises OSError."""
+        return self._data_at(offset, offset + length) >= offset + length
+
     def clone_into(self, fd: int) -> bool:
         """Make a file one with the same content, blocks shared; whether the file system can."""
         try:

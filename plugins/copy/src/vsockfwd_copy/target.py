@@ -37,7 +37,7 @@ from vsockfwd.plugin import (
     printable,
 )
 from vsockfwd_copy.account import Account, Totals
-from vsockfwd_copy.asked import wanted
+from vsockfwd_copy.asked import Expected, wanted
 from vsockfwd_copy.destination import resolve
 from vsockfwd_copy.landing import Landing
 from vsockfwd_copy.locations import STANDARD
@@ -153,10 +153,9 @@ class Target:
         with contextlib.closing(place):
             for asked in _requests(paths, _paths(below), sending):
                 tree = wanted(asked[1:]) if below else None
-                expected = paths if below else asked
-                with contextlib.closing(
-                    Landing(place, landing, len(expected), expected, glob=glob, wanted=tree)
-                ) as landed:
+                names = paths if below else asked
+                expected = Expected(len(names), names, glob=glob, below=bool(below))
+                with contextlib.closing(Landing(place, landing, expected, tree)) as landed:
                     opened = await self.session.open(MODE_NAME, Request(Get(asked, sending)))
                     async with _over(opened.channel) as channel:
                         await receive(channel, landed, account)
@@ -169,7 +168,7 @@ class Target:
         account = self._account(f"copy from {self.session.name}", options)
         sending = options.sending(glob=glob)
         for asked in _requests(_paths(sources), [], sending):
-            pouring = Pouring(fd, len(asked), options.algorithm)
+            pouring = Pouring(fd, Expected(len(asked), asked, glob=glob), options.algorithm)
             opened = await self.session.open(MODE_NAME, Request(Get(asked, sending)))
             async with _over(opened.channel) as channel:
                 await receive(channel, pouring, account)
@@ -197,7 +196,7 @@ class Target:
         async with _over(receiver.channel) as sink:
             sender = await self.session.open(MODE_NAME, Request(get))
             async with _over(sender.channel) as source:
-                await pass_on(source, sink, account)
+                await pass_on(source, sink, Expected(len(paths), paths, glob=glob), account)
         return Copied(account.totals, account.conclude())
 
     def _account(self, what: str, options: Options) -> Account:
@@ -318,4 +317,14 @@ def standard_input(sources: Sequence[bytes]) -> int | None:
         return None
     if len(sources) > 1:
         raise UsageError("stdin is one source, and stands alone", hint="a file of that name is ./-")
+    if sys.stdin is None:
+        raise UsageError("standard input is closed", hint="open it, on /dev/null at least")
     return sys.stdin.fileno()
+
+
+def standard_output() -> int:
+    """The descriptor that the destination `-` stands for. Raises UsageError where there is none."""
+    # What stands in for a stream that was closed when the process began is no place for what was asked for.
+    if sys.__stdout__ is None:
+        raise UsageError("standard output is closed", hint="open it, on /dev/null at least")
+    return sys.stdout.fileno()

@@ -144,7 +144,7 @@ class Tree:
         self._chmod = Chmod(options.chmod)
         self._reader = Reader(options)
         self._extra = bool(self._reader)
-        self._follow = options.symlinks is Symlinks.ALL
+        self._follow = options.symlinks == Symlinks.ALL
         self._links: dict[tuple[int, int], int] = {}
         """Files of several names that were announced: their numbers."""
         self._next = 1
@@ -241,7 +241,9 @@ class Tree:
 
     def _expand_part(self, above: bytes, part: bytes, last: bool) -> Iterator[bytes]:
         if not is_pattern(part):
-            yield above + literal(part) + (b"" if last else b"/")
+            path = above + literal(part)
+            if not last or self._is_there(path):
+                yield path if last else path + b"/"
             return
         try:
             fd = self._root.open(above, OPEN_ROOT)
@@ -254,9 +256,16 @@ class Tree:
         finally:
             os.close(fd)
 
+    def _is_there(self, path: bytes) -> bool:
+        try:
+            self._root.stat(path, follow=False)
+        except OSError:
+            return False
+        return True
+
     def _walk_one(self, source: Source, name: bytes) -> Iterator[Item]:
         try:
-            found = self._root.stat(source.name, follow=self._options.symlinks is not Symlinks.NONE)
+            found = self._root.stat(source.name, follow=self._options.symlinks != Symlinks.NONE)
         except OSError as error:
             yield _lost(source, name, error)
             return

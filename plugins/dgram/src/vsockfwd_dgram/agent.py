@@ -42,7 +42,7 @@ def _request(decode: Callable[[Any], Any]) -> tuple[Connect | Listen, Address]:
 def resources(arguments: bytes) -> tuple[Resource, ...]:
     """The address that datagrams are to be sent to, or listened for on."""
     request, address = _request(lambda kind: decode_arguments(arguments, kind))
-    return (Resource(Access.LISTEN if isinstance(request, Listen) else Access.CONNECT, str(address)),)
+    return (Resource(Access.LISTEN if isinstance(request, Listen) else Access.CONNECT, address.bare()),)
 
 
 async def serve(call: Call) -> None:

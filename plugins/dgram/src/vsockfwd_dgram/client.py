@@ -2,20 +2,22 @@
 
 The thing to understand first: what listens here outlives its streams. When one is lost its flows end, and the next
 datagram opens another. What listens at the agent's goes with its stream; so there the loss ends the attempt, and the
-rule is tried again as any other is.
+rule is tried again as any other is, with the port that it had.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import dataclasses
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 import trio
 
 from vsockfwd.plugin import (
-    Engine,
+    AddressError,
+    CannotCreate,
     Listening,
     PeerBrokeProtocol,
     Problem,
@@ -23,43 +25,28 @@ from vsockfwd.plugin import (
     RuleKind,
     Session,
     State,
+    UdpAddress,
     VsockfwdError,
     Work,
+    parse,
     printable,
-    the_one,
 )
 from vsockfwd_dgram.far import Far, sockets_to_spare
 from vsockfwd_dgram.frames import CONNECTS, LISTENS, NAME, Connect, Connected, Listen, Listens
 from vsockfwd_dgram.near import Near
-from vsockfwd_dgram.rule import DatagramRule, RemoteDatagramRule
+from vsockfwd_dgram.rule import FLOWS, DatagramRule, RemoteDatagramRule
 from vsockfwd_dgram.sockets import Bound, bind, places
+from vsockfwd_dgram.stopping import until_stopping
 
 WHERE = "at the agent"
 
-FLOWS = 1024
-"""Flows at once: beyond what the far side has descriptors for, the least recently used make room."""
+INSIST = 30.0
+"""Seconds for which a port that the agent's kernel once chose is asked for, where another program has it."""
 
 _PAUSES = (0.1, 5.0)
 """Seconds between two attempts at a new stream: at first, and at most."""
 
 R = TypeVar("R", bound=msgspec.Struct)
-
-
-@contextlib.asynccontextmanager
-async def _until_stopping(engine: Engine) -> AsyncIterator[trio.Nursery]:
-    """Cancel the block when the process is to stop: datagrams have no end that could be waited for."""
-
-    async def stop(scope: trio.CancelScope) -> None:
-        await engine.stopping.wait()
-        scope.cancel()
-
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(stop, nursery.cancel_scope)
-            yield nursery
-            nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        raise the_one(group) from None
 
 
 async def _open(session: Session, request: msgspec.Struct, version: int, reply: type[R]) -> tuple[Any, R]:
@@ -84,7 +71,7 @@ async def _carry_over(channel: Any, carry: Callable[[Any], Awaitable[None]]) -> 
     return "the agent ended it"
 
 
-def _granted(work: Work, wanted: int | None, most: int, whose: str) -> int:
+def granted(work: Work, wanted: int | None, most: int, whose: str) -> int:
     """Flows at once: what is wanted as far as it can be had. That a rule's own wish cannot be met is reported."""
     if wanted is not None and most < wanted:
         why = f"{whose} has descriptors for {most} flows at once, not for {wanted}"
@@ -97,7 +84,7 @@ def _granted(work: Work, wanted: int | None, most: int, whose: str) -> int:
 
 async def run_local(work: Work, rule: DatagramRule) -> None:
     """Carry what comes to `listen` to the agent, which sends it on to `connect`."""
-    async with _until_stopping(work.engine) as nursery, work.keeper(rule.target) as keeper:
+    async with until_stopping(work.engine) as nursery, work.keeper(rule.target) as keeper:
         with contextlib.ExitStack() as sockets:
             there = await _answers(keeper.session)
             bound = await bind(rule.listen.value)
@@ -138,7 +125,7 @@ class _Local:
     async def open(self) -> Any:
         """A stream's channel. Raises what the agent answered, or why it could not be asked."""
         channel, connected = await _open(self._session, self._request, CONNECTS, Connected)
-        self._near.cap = _granted(self._work, self._wanted, connected.flows, "the agent")
+        self._near.cap = granted(self._work, self._wanted, connected.flows, "the agent")
         return channel
 
     async def run(self, channel: Any) -> None:
@@ -146,7 +133,7 @@ class _Local:
         near, told, pause = self._near, "", 0.0
         async with near.listening():
             while True:
-                heard, began = near.received, trio.current_time()
+                heard, began = near.datagrams_in, trio.current_time()
                 try:
                     channel = channel or await self._open_again()
                     began = trio.current_time()
@@ -154,7 +141,7 @@ class _Local:
                 except VsockfwdError as error:
                     why = error.line()
                 channel = None
-                useful = near.received > heard or trio.current_time() - began > _PAUSES[1]
+                useful = near.datagrams_in > heard or trio.current_time() - began > _PAUSES[1]
                 if useful:
                     told, pause = "", 0.0
                 if why != told:
@@ -174,17 +161,57 @@ class _Local:
 
 async def run_remote(work: Work, rule: RemoteDatagramRule) -> None:
     """Have the agent listen, and send on to `connect` from here. Raises why the stream is over."""
-    async with _until_stopping(work.engine), work.keeper(rule.target) as keeper:
+    async with until_stopping(work.engine), work.keeper(rule.target) as keeper:
         session, address = keeper.session, rule.connect.value
         found = await places(address)
-        flows = _granted(work, rule.flows, sockets_to_spare(), "this process")
-        channel, listens = await _open(session, Listen(str(rule.listen), flows, rule.idle), LISTENS, Listens)
+        flows = granted(work, rule.flows, sockets_to_spare(), "this process")
+        channel, listens = await _listen(work, session, rule, flows)
         work.listening = tuple(map(printable, listens.addresses))
         for each in work.listening:
             work.engine.report(Listening(each, f"at {session.name} → {address.bare()}"))
         work.set(State.UP)
         far = Far(work.name, WHERE, address, found, flows, work.engine.report, work.live)
         raise Reset(f"{session.name}: {await _carry_over(channel, far.run)}")
+
+
+class _Chosen:
+    """A port that the agent's kernel chose for port 0: asked for again after a loss, so that clients find it.
+
+    The agent may still hold it for the stream that was lost: that passes. Who has it after INSIST is somebody else.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._taken_at: float | None = None
+
+    def is_gone(self) -> bool:
+        """It was taken, once more: whether that has lasted too long."""
+        now = trio.current_time()
+        self._taken_at = now if self._taken_at is None else self._taken_at
+        return now - self._taken_at > INSIST
+
+
+async def _listen(work: Work, session: Session, rule: RemoteDatagramRule, flows: int) -> tuple[Any, Listens]:
+    address, chosen = rule.listen.value, work.kept
+    if isinstance(address, UdpAddress) and chosen is not None:
+        address = dataclasses.replace(address, port=chosen.port)
+    try:
+        channel, listens = await _open(session, Listen(str(address), flows, rule.idle), LISTENS, Listens)
+    except CannotCreate:
+        if chosen is not None and chosen.is_gone():
+            work.kept = None
+        raise
+    if isinstance(address, UdpAddress) and (port := _port_of(listens)):
+        work.kept = _Chosen(port)
+    return channel, listens
+
+
+def _port_of(listens: Listens) -> int:
+    """The port of the first of what was bound; 0 where that has none."""
+    with contextlib.suppress(AddressError):
+        address = parse(listens.addresses[0])
+        return address.port if isinstance(address, UdpAddress) else 0
+    return 0
 
 
 DATAGRAM = RuleKind("datagram", DatagramRule, run_local)

@@ -28,6 +28,7 @@ class Reason(IntEnum):
     NO_STREAM = 5
     KERNEL = 6
     FAILED = 7
+    EMPTY = 8
 
 
 _WORDS: dict[int, str] = {
@@ -38,6 +39,7 @@ _WORDS: dict[int, str] = {
     Reason.NO_STREAM: "no stream",
     Reason.KERNEL: "socket buffer full",
     Reason.FAILED: "sending failed",
+    Reason.EMPTY: "empty",
 }
 
 _BY_ERRNO = {
@@ -46,6 +48,8 @@ _BY_ERRNO = {
     errno.ENOENT: Reason.REFUSED,  # a UNIX socket's server has gone and taken its name along
     errno.ECONNRESET: Reason.REFUSED,
     errno.ENOBUFS: Reason.QUEUE,
+    errno.EPIPE: Reason.NO_FLOW,  # of a connection with messages
+    errno.ENOMSG: Reason.EMPTY,
 }
 
 
@@ -60,6 +64,8 @@ class Drops:
     def __init__(self, where: str) -> None:
         self.where = where
         self.total = 0
+        self.by_reason: Counter[str] = Counter()
+        """All of them, in words, the peer's marked as such."""
         self.news = trio.Event()
         """Set while there is something to report."""
         self._to_tell: Counter[int] = Counter()
@@ -71,6 +77,7 @@ class Drops:
             self.total += count
             self._to_tell[reason] += count
             self._to_report[_WORDS[reason]] += count
+            self.by_reason[_WORDS[reason]] += count
             self.news.set()
 
     def told(self, payload: memoryview) -> None:
@@ -79,9 +86,10 @@ class Drops:
             if len(view) != COUNT.size:
                 raise PeerBrokeProtocol(f"the peer sent a count of {len(view)} bytes, where it has {COUNT.size}")
             (count,) = COUNT.unpack(view)
-            words = _WORDS.get(number, f"reason {number}")
+            words = f"{_WORDS.get(number, f'reason {number}')}, {self.where}"
             self.total += count
-            self._to_report[f"{words}, {self.where}"] += count
+            self._to_report[words] += count
+            self.by_reason[words] += count
         self.news.set()
 
     def to_tell(self) -> bytes:

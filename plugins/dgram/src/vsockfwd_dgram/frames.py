@@ -83,12 +83,12 @@ def record(number: int, payload: bytes) -> bytes:
 
 def records(payload: memoryview) -> Iterator[tuple[int, memoryview]]:
     """The records of a frame, as views of it. Raises PeerBrokeProtocol where the last one is cut off."""
-    at, end = 0, len(payload)
+    at, end, head, unpack = 0, len(payload), RECORD.size, RECORD.unpack_from
     while at < end:
-        start = at + RECORD.size
+        start = at + head
         if start > end:
             raise PeerBrokeProtocol("the peer sent a frame of datagrams that ends within a record's header")
-        number, length = RECORD.unpack_from(payload, at)
+        number, length = unpack(payload, at)
         at = start + length
         if at > end:
             raise PeerBrokeProtocol(f"the peer announced a datagram of {length} bytes and sent {end - start}")

@@ -13,21 +13,18 @@ from typing import Any
 
 import trio
 
-from vsockfwd.plugin import PeerBrokeProtocol, Problem, Report
-from vsockfwd_dgram.carrier import Carrier, Flow
-from vsockfwd_dgram.drops import Reason
-from vsockfwd_dgram.frames import DATAGRAM_LIMIT
-from vsockfwd_dgram.sockets import BURST, Bound, Way
+from vsockfwd.plugin import PeerBrokeProtocol, Report
+from vsockfwd_dgram.carrier import Carriage, Carrier
+from vsockfwd_dgram.sockets import Bound, Reply, Way
 
 
-class Source(Flow):
-    """A flow on the side that listens: whose it is, and the way back."""
+class Source(Carriage):
+    """A flow on the side that listens: whose it is."""
 
-    __slots__ = ("bound", "sources", "way")
+    __slots__ = ("sources", "way")
 
     def __init__(self, number: int, bound: Bound, sources: dict[Way, Source], way: Way, now: float) -> None:
-        super().__init__(number, bound.source(way), now)
-        self.bound = bound
+        super().__init__(number, bound.source(way), now, Reply(bound, way))
         self.sources = sources
         self.way = way
 
@@ -48,64 +45,36 @@ class Near(Carrier[Source]):
         super().__init__(rule, where, cap, report, live)
         self._bound = bound
         self._idle = idle
-        self._number = 0
-        self._crowded = False
 
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
         """Take datagrams for the length of a block; `carry` them over a stream in it, or several in a row."""
-        async with self.at_work(self._expire):
+        async with self.at_work(functools.partial(self.expire, self._idle)):
             for bound in self._bound:
                 self.poll.add(bound.sock, functools.partial(self._drain, bound, {}))
             yield
 
-    # --- flows
-
     def _drain(self, bound: Bound, sources: dict[Way, Source]) -> None:
-        now = trio.current_time()
-        for _ in range(BURST):
-            try:
-                size, way = bound.receive_into(self.buffer)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self.failed(error)
-                return
-            if size > DATAGRAM_LIMIT:
-                self.drops.add(Reason.TOO_LONG)
-                continue
-            self.take(sources.get(way) or self._new(bound, sources, way, now), size, now)
+        batch = self.batch
+        if not self.arrived(bound.sock):
+            return
+        now, known = trio.current_time(), sources.get
+        flows = []
+        for way in bound.ways(batch):
+            flow = known(way)
+            if flow is None:
+                flow = self._new(bound, sources, way, now)
+            flows.append(flow)
+        self.take(flows, now)
 
     def _new(self, bound: Bound, sources: dict[Way, Source], way: Way, now: float) -> Source:
-        if len(self.flows) >= self.cap and not self._crowded:
-            self._crowded = True
-            self.report(Problem(self.rule, f"more than {self.cap} sources at once: the least recently used make room"))
         self.make_room()
-        self._number = (self._number + 1) & 0xFFFF_FFFF
-        while self._number in self.flows:
-            self._number = (self._number + 1) & 0xFFFF_FFFF
-        source = sources[way] = Source(self._number, bound, sources, way, now)
+        source = sources[way] = Source(self.next_number(), bound, sources, way, now)
         self.begin_flow(source)
         return source
-
-    def transmit(self, flow: Source, datagram: bytes | memoryview) -> None:
-        flow.bound.send(datagram, flow.way)
 
     def peer_opened(self, number: int, name: str) -> None:
         raise PeerBrokeProtocol("the peer announced a flow, which is up to the side that listens")
 
     def closed(self, flow: Source) -> None:
         del flow.sources[flow.way]
-
-    async def _expire(self) -> None:
-        """End the flows that were idle for too long."""
-        while True:
-            now, wait = trio.current_time(), self._idle
-            while self.flows:
-                oldest = next(iter(self.flows.values()))
-                wait = oldest.used + self._idle - now
-                if wait > 0:
-                    break
-                self.close_flow(oldest, f"idle for {self._idle:g} s")
-                wait = self._idle
-            await trio.sleep(wait)

@@ -8,29 +8,40 @@ whole address of the grammar, `udp:HOST:PORT` or `unix-dgram:PATH`, in brackets 
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
-from vsockfwd.plugin import HERE, Address, AddressError, Rule, UdpAddress, Written, parse
+from vsockfwd.plugin import HERE, Address, AddressError, Admitted, Rule, UdpAddress, Written, parse
 from vsockfwd_dgram.frames import Flows, Idle
 
 IDLE = 120.0
 """Seconds without a datagram either way after which a flow ends: RFC 4787 asks for two minutes at least."""
 
+FLOWS = 1024
+"""Flows at once: beyond what the far side has descriptors for, the least recently used make room."""
+
 _SENT_TO = "one host and a port above 0 are sent to"
 
 
+def _hint(address: Address) -> str:
+    if address.scheme == "vsock":
+        return "vsock-seqpacket: does without an agent; -L and -R do over vsock's streams"
+    return "udp:, unix-dgram:, vsock-seqpacket: and unix-seqpacket: do"
+
+
 class DatagramEnd(Written):
-    """An address that datagrams come to."""
+    """An address that datagrams come to. `connections`: whether it may be one with connections."""
 
     value: Address
+    connections: ClassVar[bool] = False
 
     @classmethod
     def read(cls, text: str) -> Self:
         address = parse(text)
         if not address.datagrams:
-            raise AddressError(
-                f"{address.scheme} carries no datagrams", text=text, position=0, hint="udp: and unix-dgram: do"
-            )
+            raise AddressError(f"{address.scheme} carries no datagrams", text=text, position=0, hint=_hint(address))
+        if address.connected and not cls.connections:
+            why = f"{address.scheme} goes without an agent"
+            raise AddressError(why, text=text, position=0, hint="vsockfwd dgram LISTEN CONNECT, or kind raw-datagram")
         return cls(address)
 
 
@@ -43,6 +54,18 @@ class Destination(DatagramEnd):
         if _is_many(end.value):
             raise AddressError(_SENT_TO, text=text, position=0)
         return end
+
+
+class RawEnd(DatagramEnd):
+    """An address that datagrams come to where there is no agent."""
+
+    connections = True
+
+
+class RawDestination(Destination):
+    """An address that datagrams are sent to where there is no agent."""
+
+    connections = True
 
 
 def _is_many(address: Address) -> bool:
@@ -76,6 +99,29 @@ class RemoteDatagramRule(DatagramRule, frozen=True, kw_only=True, forbid_unknown
 
     def listens(self) -> tuple[str, Address]:
         return self.target, self.listen.value
+
+
+class RawDatagramRule(Rule, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """`kind = "raw-datagram"`: listen on one address, send each source's datagrams to the other, without an agent.
+
+    `allow`: whose connections are taken, where what is listened on has connections.
+    """
+
+    listen: RawEnd
+    connect: RawDestination
+    idle: Idle = IDLE
+    flows: Flows | None = None
+    allow: tuple[Admitted, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.allow and not self.listen.value.connected:
+            raise ValueError(f"`allow` is about connections, which {self.listen.value.scheme} has none of")
+
+    def title(self) -> str:
+        return f"{self.listen.value.bare()} → {self.connect.value.bare()}"
+
+    def listens(self) -> tuple[str, Address]:
+        return HERE, self.listen.value
 
 
 # --- ssh's spelling
@@ -139,6 +185,7 @@ def _end(spec: str, start: int, end: int, *, listening: bool = False) -> Address
         _, _, message = error.message.partition(f"character {error.position + 1}: ")
         at = start + min(max(error.position - len(prefix), 0), len(text))
         raise AddressError(message, hint=error.hint, text=spec, position=at) from None
-    if not address.datagrams:
-        raise AddressError(f"{address.scheme} carries no datagrams", text=spec, position=start, hint=_HINT)
+    if not address.datagrams or address.connected:
+        why = "goes without an agent" if address.datagrams else "carries no datagrams"
+        raise AddressError(f"{address.scheme} {why}", text=spec, position=start, hint=_HINT)
     return address

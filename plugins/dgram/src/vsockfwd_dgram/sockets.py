@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
 import select
 import socket
 import stat
 import struct
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import trio
@@ -25,22 +27,24 @@ from vsockfwd.plugin import (
     Poll,
     UdpAddress,
     UnixDatagramAddress,
+    UnixPacketAddress,
     VsockfwdError,
     from_oserror,
     printable,
 )
+from vsockfwd_dgram.batch import Batch, python_name, raw_length, segments
 
 Place = tuple[socket.AddressFamily, Any]
 """A family and a socket address of it."""
 
-Way = Any
-"""Where a datagram came from, as a bound socket tells it: hashable, and enough to send an answer by."""
+Way = bytes
+"""Where a datagram came from, as a bound socket tells it, and enough to send an answer by."""
+
+Answers = tuple[Any, Sequence[tuple[int, int, bytes]]]
+"""A socket address, and the ancillary data that goes with what is sent to it."""
 
 BUFFER = 1 << 20
 """Bytes that the kernel may keep for a socket. A datagram counts there with all of the memory that it sits in."""
-
-BURST = 64
-"""Datagrams read from one socket before the others, and those who send, have their turn."""
 
 PRIVATE = 0o600
 
@@ -48,6 +52,7 @@ PRIVATE = 0o600
 _IP_PKTINFO = 8
 _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 33, 32
 _SO_MEMINFO, _MEMINFO = 55, struct.Struct("9I")
+_MREQ, _MREQ6 = struct.Struct("4s4si"), struct.Struct("16si")
 _PKTINFO, _PKTINFO6 = struct.Struct("i4s4s"), struct.Struct("16si")
 
 _LOOPBACK: list[Place] = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
@@ -82,18 +87,67 @@ def _datagram_socket(family: socket.AddressFamily) -> socket.socket:
     return sock
 
 
-def connect(place: Place) -> socket.socket:
-    """A socket of its own for one flow, connected, so that what ICMP says reaches that flow alone. Raises OSError."""
+class End(ABC):
+    """Where a flow's datagrams go. `together`: whether several of one size may be sent in one call."""
+
+    __slots__ = ("flow", "together")
+
+    flow: Any
+    """The flow that it is an end of."""
+
+    def __init__(self, *, together: bool = False) -> None:
+        self.together = together
+
+    @abstractmethod
+    def send(self, datagram: bytes | memoryview) -> None:
+        """Send one. Raises BlockingIOError, or the OSError that it was lost to."""
+
+    def send_together(self, run: Sequence[memoryview]) -> None:
+        """Send a run of one size (the last may be shorter), all or none. Raises as `send` does."""
+        raise NotImplementedError
+
+
+def connect(place: Place, interface: str = "") -> tuple[socket.socket, Any]:
+    """A socket of its own for one flow, connected, so that what ICMP says reaches that flow alone. Raises OSError.
+
+    One for a multicast group is not connected, since its members answer by their own addresses: the second value
+    then says where to send.
+    """
     family, sockaddr = place
     sock = _datagram_socket(family)
     try:
+        if is_group(place):
+            if interface:
+                option = (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF), (socket.IPPROTO_IP, socket.IP_MULTICAST_IF)
+                index = socket.if_nametoindex(interface)
+                value: Any = index if family == socket.AF_INET6 else _MREQ.pack(bytes(4), bytes(4), index)
+                sock.setsockopt(*option[family == socket.AF_INET], value)
+            return sock, sockaddr
         if family == socket.AF_UNIX:
             sock.bind("")  # an abstract name of the kernel's choice: an answer needs somewhere to go (unix(7))
         sock.connect(sockaddr)
     except BaseException:
         sock.close()
         raise
-    return sock
+    return sock, None
+
+
+def is_group(place: Place) -> bool:
+    """Whether a place is a multicast group."""
+    family, sockaddr = place
+    return family != socket.AF_UNIX and ipaddress.ip_address(sockaddr[0].partition("%")[0]).is_multicast
+
+
+def _join(sock: socket.socket, place: Place, interface: str) -> None:
+    """Join a multicast group, on an interface or on the one that the routes name. Raises OSError."""
+    family, (host, *_, last) = place
+    index = socket.if_nametoindex(interface) if interface else 0
+    if family == socket.AF_INET:
+        request = _MREQ.pack(socket.inet_aton(host), bytes(4), index)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
+    else:
+        request = _MREQ6.pack(socket.inet_pton(family, host.partition("%")[0]), index or last)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, request)
 
 
 # --- bound sockets
@@ -106,17 +160,18 @@ class Bound:
         self.sock = sock
         self.address = address
 
-    def receive_into(self, buffer: memoryview) -> tuple[int, Way]:
-        """One datagram: its length, which is more than the buffer's where it did not fit, and its way."""
-        return self.sock.recvfrom_into(buffer, 0, socket.MSG_TRUNC)
+    def ways(self, batch: Batch) -> list[Way]:
+        """Where each datagram of a batch came from."""
+        return batch.names()
 
-    def send(self, datagram: bytes | memoryview, way: Way) -> None:
-        """Answer. Raises BlockingIOError or OSError."""
-        self.sock.sendto(datagram, way)
+    def answers(self, way: Way) -> Answers:
+        """How to answer by a way: the socket address, and the ancillary data that goes with it."""
+        return python_name(way), ()
 
     def source(self, way: Way) -> str:
         """Who is at the other end of a way, for people."""
-        host, port = way[0].removeprefix("::ffff:"), way[1]
+        name = python_name(way)
+        host, port = name[0].removeprefix("::ffff:"), name[1]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def close(self) -> None:
@@ -125,40 +180,39 @@ class Bound:
 
 
 class _BoundToAny(Bound):
-    """A socket bound to every address: a way is the peer's address and the ancillary data that names our own."""
+    """A socket bound to every address: a way is the peer's address and the address of ours that it wrote to."""
 
     def __init__(self, sock: socket.socket, address: Address) -> None:
         super().__init__(sock, address)
         if sock.family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-            self._own = self._own_ipv4
+            self._info = slice(4, 8)  # of in_pktinfo, the address to answer from: a broadcast or a group is none
         else:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-            self._own = self._own_ipv6
-        self._room = socket.CMSG_SPACE(_PKTINFO6.size)
+            self._info = slice(0, 16)
+        self._length = self._info.stop - self._info.start
 
-    def receive_into(self, buffer: memoryview) -> tuple[int, Way]:
-        size, ancillary, _, peer = self.sock.recvmsg_into([buffer], self._room, socket.MSG_TRUNC)
-        return size, (peer, self._own(ancillary[0][2]) if ancillary else ())
+    def ways(self, batch: Batch) -> list[Way]:
+        own = self._info
+        return [
+            name + info[own]
+            for name, info in zip(batch.names(), batch.controls(own.stop), strict=True)
+        ]  # fmt: skip
 
-    @staticmethod
-    def _own_ipv4(info: bytes) -> tuple[Any, ...]:
-        _, local, _ = _PKTINFO.unpack(info)
-        return ((socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO.pack(0, local, bytes(4))),)
+    def _cut(self, way: Way) -> tuple[bytes, bytes]:
+        length = raw_length(self.sock.family)
+        return way[:length], way[length:]
 
-    @staticmethod
-    def _own_ipv6(info: bytes) -> tuple[Any, ...]:
-        local, _ = _PKTINFO6.unpack(info)
-        if local[0] == 0xFF:  # sent to a group: nobody answers by that name
-            return ()
-        return ((socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(local, 0)),)
-
-    def send(self, datagram: bytes | memoryview, way: Way) -> None:
-        peer, own = way
-        self.sock.sendmsg([datagram], own, 0, peer)
+    def answers(self, way: Way) -> Answers:
+        name, own = self._cut(way)
+        if len(own) == 4:
+            return python_name(name), ((socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO.pack(0, own, bytes(4))),)
+        if len(own) == 16 and own[0] != 0xFF:  # sent to a group: nobody answers by that name
+            return python_name(name), ((socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(own, 0)),)
+        return python_name(name), ()
 
     def source(self, way: Way) -> str:
-        return super().source(way[0])
+        return super().source(self._cut(way)[0])
 
 
 class _BoundToPath(Bound):
@@ -172,13 +226,9 @@ class _BoundToPath(Bound):
         self._path = address.path
         self._file: os.stat_result | None = os.stat(address.path)
 
-    def send(self, datagram: bytes | memoryview, way: Way) -> None:
-        if way is None:
-            raise OSError(errno.EDESTADDRREQ, "the sender's socket has no name to answer to")
-        self.sock.sendto(datagram, way)
-
     def source(self, way: Way) -> str:
-        return printable(way) if way else "a socket without a name"
+        name = python_name(way)
+        return printable(os.fsdecode(name)) if name else "a socket without a name"
 
     def close(self) -> None:
         file, self._file = self._file, None
@@ -186,6 +236,30 @@ class _BoundToPath(Bound):
             if file is not None and os.path.samestat(os.stat(self._path), file):
                 os.unlink(self._path)
         super().close()
+
+
+class Reply(End):
+    """A flow's way back through the socket that its datagrams came to."""
+
+    __slots__ = ("_sock", "_to")
+
+    def __init__(self, bound: Bound, way: Way) -> None:
+        super().__init__(together=bound.sock.family != socket.AF_UNIX)
+        self._sock = bound.sock
+        self._to: Answers = bound.answers(way)
+
+    def send(self, datagram: bytes | memoryview) -> None:
+        name, own = self._to
+        if name is None:
+            raise OSError(errno.EDESTADDRREQ, "the sender's socket has no name to answer to")
+        if own:
+            self._sock.sendmsg((datagram,), own, 0, name)
+        else:
+            self._sock.sendto(datagram, name)
+
+    def send_together(self, run: Sequence[memoryview]) -> None:
+        name, own = self._to
+        self._sock.sendmsg(run, (*own, *segments(len(run[0]))), 0, name)
 
 
 async def bind(address: Address) -> list[Bound]:
@@ -196,7 +270,7 @@ async def bind(address: Address) -> list[Bound]:
         assert isinstance(address, UdpAddress)
         return _bind_all(await places(address), address)
     except OSError as error:
-        raise _bind_failed(error, address) from None
+        raise bind_failed(error, address) from None
 
 
 def _bind_all(found: list[Place], address: UdpAddress) -> list[Bound]:
@@ -230,10 +304,15 @@ def _bind_all(found: list[Place], address: UdpAddress) -> list[Bound]:
 
 def _bind(family: socket.AddressFamily, sockaddr: Any, address: UdpAddress) -> Bound:
     sock = _datagram_socket(family)
+    group, interface = is_group((family, sockaddr)), address.option("interface", "")
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if group:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # each member of a group hears all of it
         sock.bind(sockaddr)
+        if group:
+            _join(sock, (family, sockaddr), interface)
         host, port = sock.getsockname()[:2]
         kind = _BoundToAny if host in ("0.0.0.0", "::") else Bound
         return kind(sock, UdpAddress(host, port))
@@ -245,32 +324,39 @@ def _bind(family: socket.AddressFamily, sockaddr: Any, address: UdpAddress) -> B
 def _bind_path(address: UnixDatagramAddress) -> Bound:
     sock = _datagram_socket(socket.AF_UNIX)
     try:
-        # Linux gives the file the mode of the socket's own inode: there is no moment in which it is open to others.
-        os.fchmod(sock.fileno(), PRIVATE)
-        try:
-            sock.bind(address.path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _left_behind(address.path):
-                raise
-            os.unlink(address.path)
-            sock.bind(address.path)
+        bind_path(sock, address.path, PRIVATE)
         return _BoundToPath(sock, address)
     except BaseException:
         sock.close()
         raise
 
 
-def _left_behind(path: bytes) -> bool:
+def bind_path(sock: socket.socket, path: bytes, mode: int) -> None:
+    """Bind a UNIX socket where nothing stands, or what a killed run left behind. Raises OSError."""
+    # Linux gives the file the mode of the socket's own inode: there is no moment in which it is open to others.
+    os.fchmod(sock.fileno(), mode)
+    try:
+        sock.bind(path)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or not _left_behind(path, sock.type):
+            raise
+        os.unlink(path)
+        sock.bind(path)
+    if mode != PRIVATE:
+        os.chmod(path, mode)  # what the umask took off
+
+
+def _left_behind(path: bytes, kind: int) -> bool:
     """Whether a socket's file stands there that nobody holds any more."""
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as probe:
+    with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as probe:
         return probe.connect_ex(path) == errno.ECONNREFUSED
 
 
-def _bind_failed(error: OSError, address: Address) -> VsockfwdError:
+def bind_failed(error: OSError, address: Address) -> VsockfwdError:
     hint = ""
-    if isinstance(address, UnixDatagramAddress):
+    if isinstance(address, UnixDatagramAddress | UnixPacketAddress):
         if error.errno == errno.EADDRINUSE:
             hint = "something stands there already: a server that runs, or a file"
         elif error.errno == errno.ENOENT:
@@ -296,13 +382,18 @@ class CountingPoll:
     def __init__(self, lost: Callable[[int], None]) -> None:
         self._poll = Poll(batches=1)  # the tasks that send what was drained have their turn after each
         self._counted: dict[socket.socket, int] = {}
+        self._turns: Iterator[socket.socket] = iter(())
         self._lost = lost
         self.run = self._poll.run
 
-    def add(self, sock: socket.socket, drain: Callable[[], None]) -> None:
-        """Call `drain` when the socket has something to read, be it an error."""
-        self._poll.add(sock, lambda _: drain(), select.EPOLLIN)
+    def add(self, sock: socket.socket, tell: Callable[[], None], events: int = select.EPOLLIN) -> None:
+        """Call `tell` when the socket has something to read, be it an error, or what else is asked for."""
+        self._poll.add(sock, lambda _: tell(), events)
         self._counted[sock] = 0
+
+    def change(self, sock: socket.socket, events: int) -> None:
+        """Watch for other events."""
+        self._poll.change(sock, events)
 
     def forget(self, sock: socket.socket) -> None:
         """Watch a socket no more; it is about to be closed."""
@@ -315,10 +406,19 @@ class CountingPoll:
         self.count_lost()
         self._poll.close()
 
-    def count_lost(self) -> None:
-        """Ask the kernel what it threw away since it was asked last."""
-        for sock in self._counted:
-            self._count(sock)
+    def count_lost(self, most: int = 0) -> None:
+        """Ask the kernel what it threw away since it was asked last; of so many sockets in turn, or of all."""
+        if not most:
+            for sock in self._counted:
+                self._count(sock)
+            return
+        for _ in range(most):
+            turn = next(self._turns, None)
+            if turn is None:
+                self._turns = iter(list(self._counted))
+                return
+            if turn in self._counted:
+                self._count(turn)
 
     def _count(self, sock: socket.socket) -> None:
         try:

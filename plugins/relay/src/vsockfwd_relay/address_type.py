@@ -12,10 +12,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import Flag
+from socket import AddressFamily
 from typing import Any
 
-from vsockfwd.plugin import Engine, Event, Listener, Stream, UsageError
+from vsockfwd.plugin import Address, Engine, Event, Listener, Stream, UsageError, parse_target
 from vsockfwd_relay.grammar import Written
+from vsockfwd_relay.options import OPTIONS, Group
 
 
 class Direction(Flag):
@@ -27,7 +29,7 @@ class Direction(Flag):
 
 
 class Note(Event, frozen=True):
-    """Something worth telling to who asks: 1 a warning, 2 a notice, 3 information (socat's -d, -d -d, …)."""
+    """Something worth telling to who asks: 1 a warning, 2 a notice, 3 information (socat's -d0, -d, -ddd)."""
 
     level: int
     text: str
@@ -41,13 +43,17 @@ class Situation:
     """What surrounds an address that is opened.
 
     `many`: others are opened like it in this process, so what they share must survive its end. `environment` is what
-    a program is told about the peer.
+    a program is told about the peer, in variables that begin with `program`, in capitals. `sloppy`: an option that
+    cannot be set is a warning. `target` reads the name of an agent.
     """
 
     engine: Engine
     direction: Direction = Direction.BOTH
     many: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
+    program: str = "socat"
+    sloppy: bool = False
+    target: Callable[[str], Address] = parse_target
 
     def reading(self) -> Situation:
         return dataclasses.replace(self, direction=Direction.READ)
@@ -59,9 +65,21 @@ class Situation:
         self.engine.report(Note(level, text))
 
 
+@dataclass(frozen=True, slots=True)
+class Families:
+    """What -4, -6 and -0, or the environment, say about names and listeners that leave open which IP they mean.
+
+    `listen`: the family of a listener; None: both. `first`: the one of a name's addresses that is tried first.
+    """
+
+    listen: AddressFamily | None = AddressFamily.AF_INET
+    first: AddressFamily | None = None
+
+
 Options = Mapping[str, Any]
 Open = Callable[["Specification", Situation], AbstractAsyncContextManager[Stream]]
 Listen = Callable[["Specification", Situation], Awaitable[Sequence[Listener]]]
+Greet = Callable[["Specification", Situation, Stream], Awaitable[Stream]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +87,29 @@ class AddressType:
     """One row of the table. `names`: the one that is used here, then its aliases, in capitals.
 
     `read(*parameters, options)` → the address's subject; raises UsageError. One of `open` and `listen` is there;
-    `fewest` is how many parameters must be there, where not all of them.
+    `greet` makes the stream of a connection that was accepted, where there is more to it than the connection.
+    `direction`: all that it can be used for. `fewest` is how many parameters must be there, where not all of them;
+    `rest`: the last one takes the colons that come after it. `unending`: nobody says there that nothing more comes;
+    `boundaries`: what is sent at once is received at once; `at_once`: to connect may take no time at all.
+    `better` and `ours` as in an option's row.
     """
 
     names: tuple[str, ...]
     parameters: tuple[str, ...]
-    options: tuple[str, ...]
+    groups: tuple[Group, ...]
     meaning: str
     read: Callable[..., Any]
     open: Open | None = None
     listen: Listen | None = None
+    greet: Greet | None = None
     fewest: int | None = None
+    rest: bool = False
+    unending: bool = False
+    boundaries: bool = False
+    at_once: bool = False
+    direction: Direction = Direction.BOTH
+    better: str = ""
+    ours: bool = False
 
     @property
     def name(self) -> str:
@@ -93,6 +123,11 @@ class AddressType:
             f":{parameter}" if place < needed else f"[:{parameter}]" for place, parameter in enumerate(self.parameters)
         )
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The names of the options of all its groups, sorted."""
+        return tuple(sorted(option.name for option in OPTIONS if set(option.groups) & set(self.groups)))
+
 
 @dataclass(frozen=True, slots=True)
 class Specification:
@@ -102,6 +137,7 @@ class Specification:
     subject: Any
     options: Options
     written: Written
+    families: Families = Families()
 
     def option(self, name: str, default: Any = None) -> Any:
         return self.options.get(name, default)

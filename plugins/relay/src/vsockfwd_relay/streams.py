@@ -8,7 +8,9 @@ it does so when the other half is over.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
+import stat
 from collections.abc import Callable, Iterable
 
 import trio
@@ -19,6 +21,7 @@ LOOK_AGAIN = 1.0
 """Seconds after which an end that is ignored is looked at again."""
 
 _DISCARDED = 1 << 16
+_PIPE_SIZE = 1 << 20
 
 Data = memoryview | bytes | bytearray
 
@@ -117,6 +120,8 @@ class Descriptors(DescriptorStream):
     def __init__(self, reading: int | None, writing: int | None, name: str, owned: Iterable[int] = ()) -> None:
         self._standard_output = writing == 1
         self._closing = list(owned)
+        for number in {reading, writing} - {None}:
+            _widen(number)
         try:
             if reading is None or writing is None:
                 # The stream beneath wants both: the null device stands in for the one that is missing.
@@ -138,6 +143,15 @@ class Descriptors(DescriptorStream):
     def _close_rest(self) -> None:
         while self._closing:
             os.close(self._closing.pop())
+
+
+def _widen(number: int | None) -> None:
+    """Let a pipe hold more than its 64 KiB: each time that it is full costs both of its sides a wait."""
+    if number is not None and stat.S_ISFIFO(os.fstat(number).st_mode):
+        try:
+            fcntl.fcntl(number, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        except OSError:
+            pass  # the user has too many large ones already (pipe(7))
 
 
 class Kept(Halves):
@@ -179,14 +193,122 @@ class Persistent(Halves):
 
 
 class Watched(Halves):
-    """Shows what is read to a function before it goes on."""
+    """Shows what is read to functions before it goes on."""
 
-    def __init__(self, stream: Stream, show: Callable[[memoryview], None]) -> None:
+    def __init__(self, stream: Stream, show: Iterable[Callable[[memoryview], None]]) -> None:
         super().__init__(stream, stream)
-        self._show = show
+        self._show = tuple(show)
 
     def try_receive_into(self, buffer: memoryview) -> int:
         size = super().try_receive_into(buffer)
         if size:
-            self._show(buffer[:size])
+            for show in self._show:
+                show(buffer[:size])
         return size
+
+
+class Short(Halves):
+    """`readbytes`: ends after so many bytes were read."""
+
+    def __init__(self, stream: Stream, most: int) -> None:
+        super().__init__(stream, stream)
+        self._left = most
+
+    def try_receive_into(self, buffer: memoryview) -> int:
+        size = super().try_receive_into(buffer[: self._left]) if self._left else 0
+        self._left -= size
+        return size
+
+
+class Escapable(Halves):
+    """`escape`: a byte of this value ends what is read."""
+
+    def __init__(self, stream: Stream, value: int) -> None:
+        super().__init__(stream, stream)
+        self._mark = bytes([value])
+        self._escaped = False
+
+    def try_receive_into(self, buffer: memoryview) -> int:
+        if self._escaped:
+            return 0
+        size = super().try_receive_into(buffer)
+        place = bytes(buffer[:size]).find(self._mark)
+        if place < 0:
+            return size
+        self._escaped = True
+        return place
+
+
+class Carriage(Halves):
+    """`cr`: the lines of this side end with CR, ours with NL."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(stream, stream)
+
+    def try_receive_into(self, buffer: memoryview) -> int:
+        size = super().try_receive_into(buffer)
+        buffer[:size] = bytes(buffer[:size]).replace(b"\r", b"\n")
+        return size
+
+    def try_send(self, data: Data) -> int:
+        return super().try_send(bytes(data).replace(b"\n", b"\r"))
+
+
+class CarriageAndLine(Halves):
+    """`crnl`: the lines of this side end with CR and NL. Every CR that comes is dropped, as socat has it."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(stream, stream)
+        self._said_cr = False
+        """The CR of the line's end that comes next has been sent already."""
+
+    def try_receive_into(self, buffer: memoryview) -> int:
+        while True:
+            size = super().try_receive_into(buffer)
+            plain = bytes(buffer[:size]).replace(b"\r", b"")
+            buffer[: len(plain)] = plain
+            if plain or not size:  # nothing but CRs would look like the end
+                return len(plain)
+
+    def try_send(self, data: Data) -> int:
+        lines = bytes(data).replace(b"\n", b"\r\n")
+        said = self._said_cr
+        if said:
+            lines = lines[1:]
+        sent = super().try_send(lines)
+        taken = sent - lines.count(b"\n", 0, sent) + said
+        # The kernel may have stopped between a CR of ours and its NL: the NL is not taken then, nor is the CR a byte
+        # of what we were given.
+        self._said_cr = lines[sent : sent + 1] == b"\n"
+        if not sent:
+            return 0
+        return taken - self._said_cr
+
+
+class Silent(Halves):
+    """`shut-none`: is not told that nothing more comes."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(stream, stream)
+
+    def shutdown_sending(self) -> None:
+        pass
+
+
+class ClosedAtEnd(Halves):
+    """`shut-close`: is closed when nothing more comes for it."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(stream, stream)
+
+    def shutdown_sending(self) -> None:
+        self._end()
+        self.close()
+
+
+class HalfCloseable(Halves):
+    """`shut-down`: is told that nothing more comes, whatever is known of its kind."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(stream, stream)
+        self.features = dataclasses.replace(self.features, half_close=True)
