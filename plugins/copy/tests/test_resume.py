@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import resource
@@ -18,7 +19,7 @@ import pytest
 import trio
 
 from plugins.copy.tests.world import MIB, World, settled, temporaries
-from vsockfwd_copy import journal
+from vsockfwd_copy import arriving, journal
 from vsockfwd_copy.arriving import Part, part_names, remove_part
 from vsockfwd_copy.directories import Directory, OpenDirectories
 from vsockfwd_copy.journal import Journal
@@ -481,6 +482,45 @@ async def test_a_part_that_is_of_no_use_any_more_goes_with_the_next_resume(
         options = {"no_clobber": True}
     assert (await ends.carry(**options)).error is None
     assert not temporaries(ends.sink)
+
+
+@pytest.mark.parametrize("left", ["file", "symlink", "directory", "at work"])
+@pytest.mark.parametrize("comes", ["file", "symlink", "hard link"])
+@pytest.mark.parametrize("unnamed", [True, False])
+async def test_what_a_killed_copy_left_is_removed_by_the_next_that_replaces_the_file(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch, left: str, comes: str, unnamed: bool
+) -> None:
+    """What is not ours to remove, or in use, stays, and is not in the way."""
+    if not unnamed:  # a file system without O_TMPFILE
+        monkeypatch.setattr(arriving, "_has_proc", lambda: False)
+    tree, there = ends.source.parent / "tree", ends.sink / "tree"
+    tree.mkdir()
+    there.mkdir()
+    (tree / "a").write_text("new")
+    (there / "z").write_text("old")
+    if comes == "file":
+        (tree / "z").write_text("new")
+    elif comes == "symlink":
+        (tree / "z").symlink_to("a")
+    else:
+        (tree / "z").hardlink_to(tree / "a")
+    stale = there / (part_of(there, "z").stem + ".new")
+    if left == "symlink":
+        stale.symlink_to("elsewhere")
+    elif left == "directory":
+        stale.mkdir()
+    else:
+        stale.write_text("half")
+    with contextlib.ExitStack() as stack:
+        if left == "at work":
+            fcntl.flock(stack.enter_context(stale.open("rb")), fcntl.LOCK_EX)
+        copied = await ends.carry("tree", recursive=True, hard_links=True)
+    assert copied.error is None
+    assert (there / "z").read_text() == "new"
+    assert (stale.name in os.listdir(there)) == (left in ("directory", "at work"))
+    if left == "at work":
+        assert stale.read_text() == "half"
+        stale.unlink()
 
 
 async def test_delete_removes_the_parts_of_files_that_are_no_more(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,10 @@
 """Files on their way to their names: complete and verified, or not there at all. It blocks: call it in a thread.
 
-Four ways, one face. *Unnamed* (O_TMPFILE): it has no name before it has its own, so that not even a killed process
-leaves anything. *Named*, where a file system cannot do that: `.vsockfwd.` and twelve random digits, removed by who made
-it; only a killed process leaves one. *Part*, to be resumed: `.vsockfwd.`, twelve digits made from the final name, and
-`.part`, with its journal beside it; the next copy of that file takes it up, or removes it. *In place*: the file itself.
+Four ways, one face. *Unnamed* (O_TMPFILE): it has no name before it has its own; where it replaces another, it has for
+a moment the name of the second way. *Named*, where a file system cannot do that: `.vsockfwd.`, twelve digits made from
+the final name, and `.new`; what a killed process leaves is removed by the next copy that replaces the file. *Part*, to
+be resumed: the same digits and `.part`, with its journal beside it; the next copy of that file takes it up, or removes
+it. *In place*: the file itself.
 
 A journal never stands without its part: it is made after it and removed before it. Whoever touches either holds a lock
 on the part, and has looked, with the lock in hand, that it is still the part: it may have got its final name meanwhile.
@@ -19,8 +20,10 @@ import os
 import secrets
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 from vsockfwd.plugin import CannotCreate, printable
 from vsockfwd_copy.attributes import NOTHING_LOST, Loss, Writer
@@ -39,6 +42,8 @@ _NO_TMPFILE = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EIN
 _NO_LINK = frozenset({errno.ENOENT, errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EACCES})
 _KEEP_SIZE_AND_PUNCH = 0x01 | 0x02
 
+T = TypeVar("T")
+
 _PRIVATE = 0o600
 """What is made with this is nobody else's to read before it is complete."""
 
@@ -56,15 +61,48 @@ class Shape:
     extra: Extra | None
 
 
-def temporary_name() -> bytes:
-    """A name that nobody uses, short whatever the final one is."""
-    return PREFIX + secrets.token_hex(6).encode()
+def _stem(name: bytes) -> bytes:
+    """What the temporary names of a file begin with: short whatever the final one is, the same every time."""
+    return PREFIX + b"%012x" % (checksum(name) >> 16)
 
 
 def part_names(name: bytes) -> tuple[bytes, bytes]:
     """Where a file that may be resumed is meanwhile, and its journal."""
-    stem = PREFIX + b"%012x" % (checksum(name) >> 16)
-    return stem + b".part", stem + b".journal"
+    return _stem(name) + b".part", _stem(name) + b".journal"
+
+
+def named_meanwhile(name: bytes, make: Callable[[bytes], T], *, dir_fd: int) -> tuple[bytes, T]:
+    """Have something made under a temporary name, which its final one replaces by rename(2); that name, and it.
+
+    What a killed copy left under that name is removed. Where another is at work under it, the name is one that nobody
+    uses. Raises OSError.
+    """
+    temporary = _stem(name) + b".new"
+    for _ in range(2):
+        try:
+            return temporary, make(temporary)
+        except FileExistsError:
+            _remove_stale(temporary, dir_fd=dir_fd)
+    temporary = PREFIX + secrets.token_hex(6).encode()
+    return temporary, make(temporary)
+
+
+def _remove_stale(name: bytes, *, dir_fd: int) -> None:
+    """What a killed copy has left: a symlink, or a file that nobody holds the lock of. Ours only; else it stays."""
+    with contextlib.suppress(OSError):
+        found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        if found.st_uid != os.geteuid():
+            return
+        if stat.S_ISLNK(found.st_mode):
+            os.unlink(name, dir_fd=dir_fd)
+        elif stat.S_ISREG(found.st_mode):
+            fd = os.open(name, _LOOK, dir_fd=dir_fd)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_there(fd, name, dir_fd=dir_fd):
+                    os.unlink(name, dir_fd=dir_fd)
+            finally:
+                os.close(fd)
 
 
 def is_part(name: bytes) -> bool:
@@ -100,9 +138,12 @@ def rename_temporary(temporary: bytes, name: bytes, *, dir_fd: int) -> None:
 def back_up(name: bytes, suffix: bytes, *, dir_fd: int) -> None:
     """Keep what is replaced under its name and a suffix; the name itself is never without a file. Raises OSError,
     CannotCreate."""
-    temporary = temporary_name()
     try:
-        os.link(name, temporary, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+        temporary, _ = named_meanwhile(
+            name + suffix,
+            lambda new: os.link(name, new, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False),
+            dir_fd=dir_fd,
+        )
     except FileNotFoundError:
         return
     except OSError as error:
@@ -142,8 +183,9 @@ class Arriving:
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise
-            self._temporary = temporary_name()
-            self._fd = os.open(self._temporary, _NEW | os.O_RDWR, mode, dir_fd=there)
+            self._temporary, self._fd = named_meanwhile(
+                name, lambda new: _make_locked(new, mode, dir_fd=there), dir_fd=there
+            )
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
         """Write all of it. Raises OSError."""
@@ -217,8 +259,10 @@ class Arriving:
                     return
                 except FileExistsError:
                     pass  # it has come meanwhile: it is replaced like what was there before
-            self._temporary = temporary_name()
-            os.link(itself, self._temporary, dst_dir_fd=there, follow_symlinks=True)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody takes it for what a killed copy left
+            self._temporary, _ = named_meanwhile(
+                self.name, lambda new: os.link(itself, new, dst_dir_fd=there, follow_symlinks=True), dir_fd=there
+            )
         os.rename(self._temporary, self.name, src_dir_fd=there, dst_dir_fd=there)
         self._temporary = None
 
@@ -316,6 +360,22 @@ class Part(Arriving):
             return part
         part.discard()
         return None
+
+
+def _make_locked(name: bytes, mode: int, *, dir_fd: int) -> int:
+    """Make a file that nobody takes for what a killed copy left. Raises OSError, FileExistsError where somebody did."""
+    fd = os.open(name, _NEW | os.O_RDWR, mode, dir_fd=dir_fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_there(fd, name, dir_fd=dir_fd):
+            return fd
+    except BlockingIOError:
+        pass
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
 def _open_part(name: bytes, *, dir_fd: int) -> int:

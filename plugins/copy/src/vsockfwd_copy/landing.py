@@ -38,10 +38,10 @@ from vsockfwd_copy.arriving import (
     back_up,
     is_at_work,
     is_part,
+    named_meanwhile,
     part_names,
     remove_part,
     rename_temporary,
-    temporary_name,
     umask,
 )
 from vsockfwd_copy.asked import Expected, Wanted
@@ -495,8 +495,7 @@ class Landing:
         if b"\0" in entry.target:
             raise PeerBrokeProtocol("the sender sent a symlink whose target holds a NUL")
         there = self._directories.fd(spot.directory)
-        temporary = temporary_name()
-        os.symlink(entry.target, temporary, dir_fd=there)
+        temporary, _ = named_meanwhile(spot.name, lambda new: os.symlink(entry.target, new, dir_fd=there), dir_fd=there)
         try:
             loss = self._writer.dress_symlink(temporary, entry.extra, dir_fd=there)
             if self._options.times:
@@ -542,8 +541,11 @@ class Landing:
                 return done
             if self._options.backup:
                 back_up(spot.name, self._options.backup, dir_fd=there)
-            temporary = temporary_name()
-            os.link(target.name, temporary, src_dir_fd=source, dst_dir_fd=there, follow_symlinks=False)
+            temporary, _ = named_meanwhile(
+                spot.name,
+                lambda new: os.link(target.name, new, src_dir_fd=source, dst_dir_fd=there, follow_symlinks=False),
+                dir_fd=there,
+            )
             rename_temporary(temporary, spot.name, dir_fd=there)
             return done
         finally:
