@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import resource
@@ -485,41 +484,45 @@ async def test_a_part_that_is_of_no_use_any_more_goes_with_the_next_resume(
 
 
 @pytest.mark.parametrize("left", ["file", "symlink", "directory", "at work"])
-@pytest.mark.parametrize("comes", ["file", "symlink", "hard link"])
-@pytest.mark.parametrize("unnamed", [True, False])
+@pytest.mark.parametrize("comes", ["file", "named file", "symlink", "hard link"])
 async def test_what_a_killed_copy_left_is_removed_by_the_next_that_replaces_the_file(
-    ends: Ends, monkeypatch: pytest.MonkeyPatch, left: str, comes: str, unnamed: bool
+    ends: Ends, monkeypatch: pytest.MonkeyPatch, left: str, comes: str
 ) -> None:
-    """What is not ours to remove, or in use, stays, and is not in the way."""
-    if not unnamed:  # a file system without O_TMPFILE
+    """What no copy left, or one is at work on, stays, and is not in the way."""
+    if comes == "named file":  # the file system has no O_TMPFILE
         monkeypatch.setattr(arriving, "_has_proc", lambda: False)
     tree, there = ends.source.parent / "tree", ends.sink / "tree"
     tree.mkdir()
     there.mkdir()
     (tree / "a").write_text("new")
     (there / "z").write_text("old")
-    if comes == "file":
-        (tree / "z").write_text("new")
-    elif comes == "symlink":
+    if comes == "symlink":
         (tree / "z").symlink_to("a")
-    else:
+    elif comes == "hard link":
         (tree / "z").hardlink_to(tree / "a")
-    stale = there / (part_of(there, "z").stem + ".new")
+    else:
+        (tree / "z").write_text("new")
+    is_link = "link" in comes
+    stale = there / (part_of(there, "z").stem + (".link" if is_link else ".new"))
     if left == "symlink":
         stale.symlink_to("elsewhere")
     elif left == "directory":
         stale.mkdir()
     else:
         stale.write_text("half")
-    with contextlib.ExitStack() as stack:
-        if left == "at work":
-            fcntl.flock(stack.enter_context(stale.open("rb")), fcntl.LOCK_EX)
-        copied = await ends.carry("tree", recursive=True, hard_links=True)
+    locked = os.open(there if is_link else stale, os.O_RDONLY) if left == "at work" else -1
+    if locked >= 0:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+    copied = await ends.carry("tree", recursive=True, hard_links=True)
+    if locked >= 0:
+        os.close(locked)
     assert copied.error is None
     assert (there / "z").read_text() == "new"
-    assert (stale.name in os.listdir(there)) == (left in ("directory", "at work"))
+    stays = left in ("directory", "at work") or (left == "symlink" and not is_link)
+    assert (stale.name in os.listdir(there)) == stays
     if left == "at work":
         assert stale.read_text() == "half"
+    if stays and left != "directory":
         stale.unlink()
 
 

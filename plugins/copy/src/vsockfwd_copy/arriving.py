@@ -20,14 +20,14 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
 
 from vsockfwd.plugin import CannotCreate, printable
 from vsockfwd_copy.attributes import NOTHING_LOST, Loss, Writer
-from vsockfwd_copy.directories import Directory, OpenDirectories
+from vsockfwd_copy.directories import OPEN_ROOT, Directory, OpenDirectories
 from vsockfwd_copy.journal import Journal
 from vsockfwd_copy.messages import Extra, checksum
 from vsockfwd_copy.options import LandOptions
@@ -71,11 +71,15 @@ def part_names(name: bytes) -> tuple[bytes, bytes]:
     return _stem(name) + b".part", _stem(name) + b".journal"
 
 
-def named_meanwhile(name: bytes, make: Callable[[bytes], T], *, dir_fd: int) -> tuple[bytes, T]:
-    """Have something made under a temporary name, which its final one replaces by rename(2); that name, and it.
+def _random_name() -> bytes:
+    return PREFIX + secrets.token_hex(6).encode()
 
-    What a killed copy left under that name is removed. Where another is at work under it, the name is one that nobody
-    uses. Raises OSError.
+
+def _named_meanwhile(name: bytes, make: Callable[[bytes], T], *, dir_fd: int) -> tuple[bytes, T]:
+    """Have a file that this process holds the lock of get a temporary name; that name, and what `make` returned.
+
+    What a killed copy left under it is removed. Where another is at work under it, the name is one that nobody uses.
+    Raises OSError.
     """
     temporary = _stem(name) + b".new"
     for _ in range(2):
@@ -83,26 +87,78 @@ def named_meanwhile(name: bytes, make: Callable[[bytes], T], *, dir_fd: int) -> 
             return temporary, make(temporary)
         except FileExistsError:
             _remove_stale(temporary, dir_fd=dir_fd)
-    temporary = PREFIX + secrets.token_hex(6).encode()
+    temporary = _random_name()
     return temporary, make(temporary)
 
 
 def _remove_stale(name: bytes, *, dir_fd: int) -> None:
-    """What a killed copy has left: a symlink, or a file that nobody holds the lock of. Ours only; else it stays."""
-    with contextlib.suppress(OSError):
+    """A file that a killed copy has left: ours, and nobody holds its lock. Anything else stays."""
+    with contextlib.suppress(OSError, CannotCreate):
+        fd = _open_ours(name, _LOOK, dir_fd=dir_fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_there(fd, name, dir_fd=dir_fd):
+                os.unlink(name, dir_fd=dir_fd)
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def link_to_rename(name: bytes, make: Callable[[bytes], None], *, dir_fd: int) -> Iterator[bytes]:
+    """Have a symlink or hard link made under a temporary name, which it changes for its own after the block.
+
+    A link has no lock of its own: its directory's is held meanwhile. Who cannot have that, since another copy or a
+    directory that may not be read stands in the way, takes a name that nobody uses. Raises OSError.
+    """
+    temporary = _stem(name) + b".link"
+    lock = _lock_directory(dir_fd)
+    try:
+        if lock < 0 or not _is_free(temporary, dir_fd=dir_fd):
+            temporary = _random_name()
+        make(temporary)
+        try:
+            yield temporary
+        except BaseException:
+            with contextlib.suppress(OSError):  # the reason for it matters more
+                os.unlink(temporary, dir_fd=dir_fd)
+            raise
+        try:
+            os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        finally:
+            # There still where that failed, and where both were names of one file: rename(2) does nothing then.
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=dir_fd)
+    finally:
+        if lock >= 0:
+            os.close(lock)
+
+
+def _lock_directory(dir_fd: int) -> int:
+    """A descriptor that holds a directory's lock; -1 where it cannot be had at once."""
+    try:
+        fd = os.open(b".", OPEN_ROOT, dir_fd=dir_fd)
+    except OSError:
+        return -1
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return -1
+    return fd
+
+
+def _is_free(name: bytes, *, dir_fd: int) -> bool:
+    """Whether nothing has a name, once what a killed copy left there is gone; its directory's lock is held."""
+    try:
         found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         if found.st_uid != os.geteuid():
-            return
-        if stat.S_ISLNK(found.st_mode):
-            os.unlink(name, dir_fd=dir_fd)
-        elif stat.S_ISREG(found.st_mode):
-            fd = os.open(name, _LOOK, dir_fd=dir_fd)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_there(fd, name, dir_fd=dir_fd):
-                    os.unlink(name, dir_fd=dir_fd)
-            finally:
-                os.close(fd)
+            return False
+        os.unlink(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def is_part(name: bytes) -> bool:
@@ -125,32 +181,22 @@ def is_at_work(name: bytes, *, dir_fd: int) -> bool:
     return False
 
 
-def rename_temporary(temporary: bytes, name: bytes, *, dir_fd: int) -> None:
-    """Give a temporary its name; where that fails it is gone. Raises OSError."""
-    try:
-        os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-    finally:
-        # It stands there still where that failed, and where both were names of one file: rename(2) does nothing then.
-        with contextlib.suppress(OSError):
-            os.unlink(temporary, dir_fd=dir_fd)
-
-
 def back_up(name: bytes, suffix: bytes, *, dir_fd: int) -> None:
     """Keep what is replaced under its name and a suffix; the name itself is never without a file. Raises OSError,
     CannotCreate."""
+
+    def link(temporary: bytes) -> None:
+        os.link(name, temporary, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+
     try:
-        temporary, _ = named_meanwhile(
-            name + suffix,
-            lambda new: os.link(name, new, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False),
-            dir_fd=dir_fd,
-        )
+        with link_to_rename(name + suffix, link, dir_fd=dir_fd):
+            pass
     except FileNotFoundError:
         return
     except OSError as error:
         if error.errno in _NO_LINK:
             raise CannotCreate("the file system has no hard links, so no backup can be kept") from None
         raise
-    rename_temporary(temporary, name + suffix, dir_fd=dir_fd)
 
 
 class Arriving:
@@ -183,7 +229,7 @@ class Arriving:
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise
-            self._temporary, self._fd = named_meanwhile(
+            self._temporary, self._fd = _named_meanwhile(
                 name, lambda new: _make_locked(new, mode, dir_fd=there), dir_fd=there
             )
 
@@ -260,7 +306,7 @@ class Arriving:
                 except FileExistsError:
                     pass  # it has come meanwhile: it is replaced like what was there before
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody takes it for what a killed copy left
-            self._temporary, _ = named_meanwhile(
+            self._temporary, _ = _named_meanwhile(
                 self.name, lambda new: os.link(itself, new, dst_dir_fd=there, follow_symlinks=True), dir_fd=there
             )
         os.rename(self._temporary, self.name, src_dir_fd=there, dst_dir_fd=there)

@@ -8,8 +8,8 @@ all is PeerBrokeProtocol and ends the copy; what fails for one file is that file
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import functools
 import os
 import stat
 import time
@@ -38,10 +38,9 @@ from vsockfwd_copy.arriving import (
     back_up,
     is_at_work,
     is_part,
-    named_meanwhile,
+    link_to_rename,
     part_names,
     remove_part,
-    rename_temporary,
     umask,
 )
 from vsockfwd_copy.asked import Expected, Wanted
@@ -495,18 +494,13 @@ class Landing:
         if b"\0" in entry.target:
             raise PeerBrokeProtocol("the sender sent a symlink whose target holds a NUL")
         there = self._directories.fd(spot.directory)
-        temporary, _ = named_meanwhile(spot.name, lambda new: os.symlink(entry.target, new, dir_fd=there), dir_fd=there)
-        try:
+        link = functools.partial(os.symlink, entry.target, dir_fd=there)
+        with link_to_rename(spot.name, link, dir_fd=there) as temporary:
             loss = self._writer.dress_symlink(temporary, entry.extra, dir_fd=there)
             if self._options.times:
                 os.utime(temporary, ns=(time.time_ns(), entry.mtime), dir_fd=there, follow_symlinks=False)
             if replaces and self._options.backup:
                 back_up(spot.name, self._options.backup, dir_fd=there)
-        except BaseException:
-            with contextlib.suppress(OSError):  # the reason for it matters more
-                os.unlink(temporary, dir_fd=there)
-            raise
-        rename_temporary(temporary, spot.name, dir_fd=there)
         return loss
 
     def _land_link(self, spot: _Spot, entry: HardLink) -> tuple[Done | None, Loss]:
@@ -536,17 +530,14 @@ class Landing:
         source = os.dup(self._directories.fd(target.directory))
         try:
             there = self._directories.fd(spot.directory)
+            link = functools.partial(os.link, target.name, src_dir_fd=source, dst_dir_fd=there, follow_symlinks=False)
             if old is None:
-                os.link(target.name, spot.name, src_dir_fd=source, dst_dir_fd=there, follow_symlinks=False)
+                link(spot.name)
                 return done
             if self._options.backup:
                 back_up(spot.name, self._options.backup, dir_fd=there)
-            temporary, _ = named_meanwhile(
-                spot.name,
-                lambda new: os.link(target.name, new, src_dir_fd=source, dst_dir_fd=there, follow_symlinks=False),
-                dir_fd=there,
-            )
-            rename_temporary(temporary, spot.name, dir_fd=there)
+            with link_to_rename(spot.name, link, dir_fd=there):
+                pass
             return done
         finally:
             os.close(source)
