@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import errno
+import os
+import random
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from vsockfwd.engine.pump import BufferPool
 from vsockfwd.engine.relay import Relays, relay
 from vsockfwd.events import Ending, Outcome
 from vsockfwd.identity import OwnPeer
+from vsockfwd.transport import tcp, unix
 from vsockfwd.transport.base import Features, SocketStream, Stream
+from vsockfwd.transport.descriptor import DescriptorStream
 from vsockfwd.transport.memory import memory_pair
 
 BIG = 30 << 20
@@ -32,6 +37,22 @@ def tcp_pair(name: str) -> tuple[SocketStream, SocketStream]:
         SocketStream(near, features, OwnPeer(name), name),
         SocketStream(far, features, OwnPeer(name), f"neighbour of {name}"),
     )
+
+
+def unix_pair(name: str) -> tuple[SocketStream, SocketStream]:
+    """The same over UNIX sockets, with what their transport says of them."""
+    near, far = socket.socketpair(socket.AF_UNIX)
+    for sock in (near, far):
+        sock.setblocking(False)
+    return SocketStream(near, unix.FEATURES, OwnPeer(name), name), SocketStream(
+        far, unix.FEATURES, OwnPeer(name), "far"
+    )
+
+
+def transports_tcp_pair(name: str) -> tuple[SocketStream, SocketStream]:
+    near, far = tcp_pair(name)
+    near.features = far.features = tcp.FEATURES
+    return near, far
 
 
 class Joined:
@@ -115,6 +136,60 @@ async def test_a_reply_after_a_half_close_from_either_side_arrives_whole(pair, r
     assert sorted((joined.outcome.sent, joined.outcome.received)) == [8, BIG]
     joined.client.close()
     joined.server.close()
+
+
+@pytest.mark.parametrize("far_pair", [unix_pair, transports_tcp_pair], ids=["to unix", "to tcp"])
+@pytest.mark.parametrize("near_pair", [unix_pair, transports_tcp_pair], ids=["from unix", "from tcp"])
+async def test_bulk_arrives_byte_for_byte_whatever_way_the_kernel_moves_it(near_pair, far_pair, run):
+    near, client = near_pair("near")
+    far, server = far_pair("far")
+    content = random.Random(1).randbytes(1 << 20)
+    outcomes: list[Outcome] = []
+
+    async def upload(stream: Stream) -> None:
+        for turn in range(BIG >> 20):
+            await stream.send_all(content[turn:] + content[:turn])
+            if turn % 7 == 0:  # a lull: what comes next comes in small pieces again
+                await trio.testing.wait_all_tasks_blocked()
+                await stream.send_all(b"small")
+        await stream.send_eof()
+
+    async def receive(stream: Stream) -> None:
+        expected = b"".join(
+            content[turn:] + content[:turn] + (b"small" if turn % 7 == 0 else b"") for turn in range(BIG >> 20)
+        )
+        at = 0
+        while data := await stream.receive_some(300_000 + at % 70_001):
+            assert data == expected[at : at + len(data)], f"other bytes from {at} on"
+            at += len(data)
+        assert at == len(expected)
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            for stream in (client, server):
+                nursery.start_soon(upload, stream)
+                nursery.start_soon(receive, stream)
+            outcomes.append(await run(near, far, BufferPool()))
+    assert outcomes[0].clean
+    assert outcomes[0].sent == outcomes[0].received == BIG + 5 * 5
+    client.close()
+    server.close()
+
+
+async def test_bulk_goes_into_a_pipe_and_ends_with_its_reader(run):
+    near, client = unix_pair("near")
+    reading, writing = os.pipe()
+    far = DescriptorStream(reading, writing, "itself", own=True)
+    content = random.Random(2).randbytes(8 << 20)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, near, far, BufferPool())
+            nursery.start_soon(client.send_all, content)
+            got = b""
+            while len(got) < len(content):
+                got += await client.receive_some(1 << 20)
+            assert got == content
+            client.abort()
 
 
 async def test_a_server_that_speaks_first_is_heard(pair, run):

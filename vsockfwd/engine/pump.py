@@ -11,8 +11,13 @@ who waits for that is a task (`pump` below), or the one task that watches many s
 from __future__ import annotations
 
 import enum
+import errno
+import fcntl
 import mmap
+import os
+import stat
 from collections.abc import Callable
+from typing import NoReturn
 
 import trio
 
@@ -33,6 +38,37 @@ ROUNDS = 8
 """Rounds without a wait after which the others get their turn. A checkpoint costs 2.6 µs, a mebibyte some 200."""
 
 
+SPLICE_FROM = 1 << 16
+"""Bytes of one receive that make a stream one of bulk: what follows is spliced, where it can be, until less comes.
+
+Measured here with UNIX sockets and pipes as sinks: 1.4 to 3 times the bytes a second at a third of the CPU time. With
+TCP as the sink it was a loss, and so it is to vsock: see transport's Features.
+"""
+
+_SPLICE = getattr(os, "SPLICE_F_NONBLOCK", 0x02) | getattr(os, "SPLICE_F_MOVE", 0x01)
+_PIPES = 16
+"""Pipes that a pool keeps; each is two descriptors."""
+
+
+class _Pipe:
+    """A pipe between two sockets, and how many bytes stand in it."""
+
+    __slots__ = ("held", "reading", "writing")
+
+    def __init__(self) -> None:
+        """Raises OSError."""
+        self.reading, self.writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.held = 0
+        try:
+            fcntl.fcntl(self.writing, fcntl.F_SETPIPE_SZ, FRAME_LIMIT)
+        except OSError:
+            pass  # the user has too many large ones already (pipe(7)): it is a small one
+
+    def close(self) -> None:
+        os.close(self.reading)
+        os.close(self.writing)
+
+
 class BufferPool:
     """Buffers, lent while bytes are in hand.
 
@@ -41,13 +77,25 @@ class BufferPool:
     short connections left 16 MiB and the holes between for good.)
     """
 
-    __slots__ = ("_large", "_made", "_small", "size")
+    __slots__ = ("_large", "_made", "_pipes", "_small", "size")
 
     def __init__(self, size: int = BUFFER_SIZE) -> None:
         self.size = size
         self._large: list[memoryview] = []
         self._small: list[memoryview] = []
         self._made = 0
+        self._pipes: list[_Pipe] = []
+
+    def borrow_pipe(self) -> _Pipe:
+        """An empty pipe. Raises OSError."""
+        return self._pipes.pop() if self._pipes else _Pipe()
+
+    def give_back_pipe(self, pipe: _Pipe) -> None:
+        """The end of a loan; one that still holds something is closed."""
+        if pipe.held or len(self._pipes) >= _PIPES:
+            pipe.close()
+        else:
+            self._pipes.append(pipe)
 
     def borrow(self) -> memoryview:
         """A buffer with any content: `size` bytes, or SMALL_SIZE where many are lent."""
@@ -96,7 +144,8 @@ class Pump:
     """
 
     __slots__ = (
-        "_buffer", "_buffers", "_frame", "_receive", "_rest", "_send", "_window", "broken", "bytes", "sink", "source",
+        "_buffer", "_buffers", "_frame", "_pipe", "_receive", "_rest", "_send", "_splices", "_window", "broken",
+        "bytes", "sink", "source",
     )  # fmt: skip
 
     def __init__(
@@ -118,17 +167,22 @@ class Pump:
         self._window = slice(HEADER_LENGTH, HEADER_LENGTH + most) if frame else slice(most)
         self._buffer: memoryview | None = None
         self._rest: memoryview | None = None
+        self._pipe: _Pipe | None = None
+        self._splices = frame is None and source.splice_source() is not None and sink.splice_sink() is not None
 
     @property
     def half_sent(self) -> bool:
         """Whether a piece is half-way out, or was lost so."""
-        return self._rest is not None
+        return self._rest is not None or self._pipe is not None
 
     def step(self) -> Needs:
         """Move what can be moved now. Raises Broken, and raises it again whenever it is called after that."""
         if self.broken is not None:
             raise self.broken
+        if self._pipe is not None and (needs := self._splice()) is not None:
+            return needs
         rounds = 0
+        bulk = False
         buffer, data = self._buffer, self._rest
         if buffer is None:
             buffer = self._buffers.borrow()
@@ -145,6 +199,7 @@ class Pump:
                     if not size:
                         return Needs.NOTHING
                     self.bytes += size
+                    bulk = self._splices and size >= SPLICE_FROM
                     data = self._frame(buffer, size) if self._frame is not None else buffer[:size]
                 try:
                     sent = self._send(data)
@@ -157,6 +212,9 @@ class Pump:
                     data = data[sent:]
                     continue
                 data = None
+                if bulk and (needs := self._splice()) is not None:
+                    return needs
+                bulk = False
                 rounds += 1
                 if rounds == ROUNDS:
                     return Needs.TURN
@@ -168,8 +226,81 @@ class Pump:
             else:
                 self._buffer = buffer
 
+    def _splice(self) -> Needs | None:
+        """Splice as long as much comes at once, or what stands in the pipe still. None: receive and send again.
+
+        Raises Broken.
+        """
+        source, sink = self.source.splice_source(), self.sink.splice_sink()
+        if source is None or sink is None:
+            return None if self._pipe is None else self._fail(self.sink, OSError(errno.EBADF, "closed"))
+        if self._pipe is None and (stat.S_ISFIFO(os.fstat(sink).st_mode) or stat.S_ISFIFO(os.fstat(source).st_mode)):
+            return self._splice_once(source, sink)
+        try:
+            pipe = self._pipe or self._buffers.borrow_pipe()
+        except OSError:
+            return None  # no descriptors left: it goes without
+        self._pipe = pipe
+        for _ in range(ROUNDS):
+            if not pipe.held:
+                try:
+                    pipe.held = os.splice(source, pipe.writing, FRAME_LIMIT, flags=_SPLICE)
+                except BlockingIOError:
+                    self._give_back_pipe()
+                    return Needs.BYTES
+                except OSError as error:
+                    self._give_back_pipe()
+                    if error.errno == errno.EINVAL:  # not this kind of socket after all
+                        self._splices = False
+                        return None
+                    return self._fail(self.source, error)
+                if not pipe.held:
+                    self._give_back_pipe()
+                    return Needs.NOTHING
+                self.bytes += pipe.held
+                much = pipe.held >= SPLICE_FROM
+            else:
+                much = True
+            while pipe.held:
+                try:
+                    pipe.held -= os.splice(pipe.reading, sink, pipe.held, flags=_SPLICE)
+                except BlockingIOError:
+                    return Needs.ROOM
+                except OSError as error:
+                    return self._fail(self.sink, error)
+            if not much:
+                self._give_back_pipe()
+                return None
+        self._give_back_pipe()
+        return Needs.TURN
+
+    def _splice_once(self, source: int, sink: int) -> Needs | None:
+        """From or to a pipe: nothing in between. What is not moved is left to receive and send to find out why."""
+        for _ in range(ROUNDS):
+            try:
+                size = os.splice(source, sink, FRAME_LIMIT, flags=_SPLICE)
+            except OSError as error:
+                if isinstance(error, BlockingIOError) or error.errno in (errno.EPIPE, errno.EINVAL):
+                    self._splices &= error.errno != errno.EINVAL
+                    return None
+                return self._fail(self.source, error)
+            self.bytes += size
+            if size < SPLICE_FROM:
+                return None if size else Needs.NOTHING
+        return Needs.TURN
+
+    def _fail(self, stream: Stream, error: OSError) -> NoReturn:
+        self.broken = Broken(stream, error)
+        raise self.broken from None
+
+    def _give_back_pipe(self) -> None:
+        if self._pipe is not None:
+            self._buffers.give_back_pipe(self._pipe)
+            self._pipe = None
+
     def close(self) -> None:
         """Give back what is borrowed; the pump is of no more use."""
+        self._give_back_pipe()
         if self._buffer is not None:
             self._buffers.give_back(self._buffer)
             self._buffer = None

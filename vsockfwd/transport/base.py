@@ -39,11 +39,14 @@ class Features:
     half_close: the end of one direction reaches the far end and leaves the other direction alive.
     reset: an abort is told to the neighbour, so that it can tell a cut from an end.
     boundaries: one send is one receive.
+    splice_from, splice_to: bytes may be moved by splice(2), and that is faster than to receive and send them.
     """
 
     half_close: bool = True
     reset: bool = False
     boundaries: bool = False
+    splice_from: bool = False
+    splice_to: bool = False
 
 
 class Stream(trio.abc.HalfCloseableStream):
@@ -70,6 +73,14 @@ class Stream(trio.abc.HalfCloseableStream):
     def try_send_parts(self, parts: Sequence[memoryview]) -> int:
         """As `try_send`, of pieces that follow each other: uncopied in one go where the transport can."""
         return self.try_send(parts[0])
+
+    def splice_source(self) -> int | None:
+        """A descriptor whose bytes are what a receive would give, to be spliced from; None where there is none."""
+        return None
+
+    def splice_sink(self) -> int | None:
+        """A descriptor to splice into instead of a send; None where there is none."""
+        return None
 
     @abstractmethod
     async def wait_readable(self) -> None:
@@ -180,6 +191,12 @@ class SocketStream(Stream):
 
     def try_send(self, data: memoryview | bytes | bytearray) -> int:
         return self.sock.send(data)
+
+    def splice_source(self) -> int | None:
+        return self.sock.fileno() if self.features.splice_from else None
+
+    def splice_sink(self) -> int | None:
+        return self.sock.fileno() if self.features.splice_to else None
 
     async def wait_readable(self) -> None:
         await trio.lowlevel.wait_readable(self.sock)

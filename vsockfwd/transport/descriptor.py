@@ -39,7 +39,7 @@ class _End:
         self.sock: socket.socket | None = None
         self.most: int | None = None
         """Bytes that one send may carry."""
-        self._restore = False
+        self._restore = self.splices = False
         found = os.fstat(fd)
         mode = found.st_mode
         access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
@@ -50,6 +50,8 @@ class _End:
             if self.sock.family == vsock.FAMILY:
                 self.most = vsock.PACKET
             return
+        self.splices = not self.missing and (stat.S_ISFIFO(mode) or (reading and stat.S_ISREG(mode)))
+        """Whether splice(2) may move its bytes."""
         if stat.S_ISREG(mode) or self.missing:
             return
         if stat.S_ISFIFO(mode) or (os.isatty(fd) and found.st_rdev != _PTMX):
@@ -127,6 +129,12 @@ class DescriptorStream(Stream):
         if self._out.sock is not None:
             return self._out.sock.send(data[: self._out.most], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         return os.write(self._out.fd, data)
+
+    def splice_source(self) -> int | None:
+        return self._in.fd if self._in.splices else None
+
+    def splice_sink(self) -> int | None:
+        return self._out.fd if self._out.splices else None
 
     async def wait_readable(self) -> None:
         await _wait(trio.lowlevel.wait_readable, self._in.fd)

@@ -22,7 +22,7 @@ from vsockfwd.identity import GuestPeer
 from vsockfwd.transport.base import CONNECT_TIMEOUT, Features, SocketStream, Stream, Transport, close_socket
 from vsockfwd.transport.unix import UnixListener, connect_unix, listen_unix, listen_unix_failed
 
-FEATURES = Features(half_close=False, reset=False)
+FEATURES = Features(half_close=False, reset=False, splice_from=True, splice_to=True)
 
 _LINE_LIMIT = 64
 """Bytes: `OK 1234567890\\n` has 14."""

@@ -31,7 +31,7 @@ from vsockfwd.transport.base import (
     listen_failed,
 )
 
-FEATURES = Features(half_close=True, reset=True)
+FEATURES = Features(half_close=True, reset=True, splice_from=True)
 KEEPALIVE = 300
 """Seconds of silence after which a peer is asked for a sign of life; after six more questions, a minute apart, it is
 dead. A forward that runs for a year would else collect those who left without a word. 0 means never."""

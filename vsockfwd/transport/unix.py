@@ -34,7 +34,7 @@ from vsockfwd.transport.base import (
 
 A = TypeVar("A", UnixAddress, AbstractAddress)
 
-FEATURES = Features(half_close=True, reset=False)
+FEATURES = Features(half_close=True, reset=False, splice_from=True, splice_to=True)
 PRIVATE = 0o600
 
 SEND_BUFFER = 1 << 20

@@ -34,6 +34,9 @@ class Halves(Stream):
     a reset that takes back what was sent; the end comes when the writing is over.
     """
 
+    splices = False
+    """Whether the halves may be spliced from and to as they are: nothing of ours looks at what passes, or bounds it."""
+
     def __init__(self, reading: Stream | None, writing: Stream | None) -> None:
         self._reading = reading
         self._writing = writing
@@ -56,6 +59,12 @@ class Halves(Stream):
         if self._writing is not None and self._listening:
             self._listening = self._writing.try_receive_into(buffer[:_DISCARDED]) > 0
         raise BlockingIOError
+
+    def splice_source(self) -> int | None:
+        return self._reading.splice_source() if self.splices and self._reading and not self._over else None
+
+    def splice_sink(self) -> int | None:
+        return self._writing.splice_sink() if self.splices and self._writing else None
 
     async def wait_readable(self) -> None:
         if self._over:
@@ -167,7 +176,9 @@ def over_descriptors(
 ) -> Stream:
     """A stream over one or two descriptors. Raises OSError. `kept`: others use them too."""
     stream = Descriptors(reading, writing, name, owned)
-    return (Kept if kept else Halves)(None if reading is None else stream, None if writing is None else stream)
+    halves = (Kept if kept else Halves)(None if reading is None else stream, None if writing is None else stream)
+    halves.splices = True
+    return halves
 
 
 class Persistent(Halves):
