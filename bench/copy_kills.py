@@ -151,6 +151,7 @@ class Site:
 
     def half_files(self) -> list[str]:
         """Files under their final names that are neither the old one nor the new one."""
+        filecmp.clear_cache()  # it goes by size and mtime
         return [
             str(path)
             for path in self.sizes
@@ -177,7 +178,6 @@ class Site:
 
     def differences(self) -> list[str]:
         """What is not the same after the end."""
-        filecmp.clear_cache()
         done = subprocess.run(
             ["diff", "-rq", "--no-dereference", self.source, self.sink], capture_output=True, text=True, check=False
         )
