@@ -267,6 +267,91 @@ def test_a_side_killed_in_mid_file_ends_with_74_and_leaves_no_file(level: Level,
             machine.run(["rm", "-rf", folder], timeout=LIMIT)
 
 
+def all_digest(machine: Machine, folder: str) -> str:
+    """What -a keeps, as one digest: owners, times and links too."""
+    script = (
+        "find . -type f -print0 | sort -z | xargs -0 sha256sum;"
+        "find . ! -type d -printf '%P %y %m %l %U %G %T@ %n\\n' | sort;"
+        "find . -type d -printf '%P %m %U %G %T@\\n' | sort"
+    )
+    done = machine.run(["sh", "-c", f"({script}) | sha256sum"], timeout=LIMIT, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode()
+
+
+def test_an_archive_arrives_with_all_that_a_keeps_both_ways(site: Site) -> None:
+    there, here = site.guest.make_tmp(), site.host.make_tmp()
+    script = (
+        "mkdir -p tree/deep/er; for n in $(seq 50); do echo content $n > tree/deep/file$n; done;"
+        "ln tree/deep/file1 tree/another; ln -s nowhere tree/link; chown 65534:65534 tree/deep/file2;"
+        "chmod 4755 tree/deep/file3; touch -d @-5.123456789 tree/deep/file4; head -c 200000 /dev/urandom > tree/large;"
+        "truncate -s 30M tree/large; head -c 4096 /dev/urandom >> tree/large; touch -d @1.000000001 tree/deep tree"
+    )
+    assert site.host.run(["sh", "-c", script], timeout=LIMIT, cwd=here).returncode == 0
+    expected = all_digest(site.host, f"{here}/tree")
+    done = site.host.run_cli(["cp", "-a", f"{here}/tree", f"[{site.target}]:{there}"], timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    assert all_digest(site.guest, f"{there}/tree") == expected
+    assert int(site.guest.run(["stat", "-c", "%b", f"{there}/tree/large"], timeout=LIMIT).stdout) < 1000
+    done = site.host.run_cli(["cp", "-a", f"[{site.target}]:{there}/tree", f"{here}/back"], timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    assert all_digest(site.host, f"{here}/back") == expected
+
+
+@dataclass
+class Ends:
+    """Two folders and the words of a copy between them."""
+
+    source: Machine
+    sink: Machine
+    words: list[str]
+    original: str
+    copy: str
+
+
+@pytest.fixture(params=["to the guest", "from the guest"])
+def ends(site: Site, request: pytest.FixtureRequest) -> Iterator[Ends]:
+    there, here = site.guest.make_tmp(), site.host.make_tmp()
+    near, far = f"{here}/large", f"[{site.target}]:{there}/large"
+    if request.param == "to the guest":
+        ends = Ends(site.host, site.guest, [near, far], near, f"{there}/large")
+    else:
+        ends = Ends(site.guest, site.host, [far, near], f"{there}/large", near)
+    ends.source.random_file(ends.original, MEDIUM, seed=6)
+    yield ends
+    for machine, folder in ((site.host, here), (site.guest, there)):
+        machine.run(["rm", "-rf", folder], timeout=LIMIT)
+
+
+def sent(machine: Machine, *words: str) -> int:
+    """Copy, and how many bytes it says that it had to send."""
+    done = machine.run_cli(["cp", "--stats", *words], timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    found = re.search(rb"(\d+) of them sent", done.stderr)
+    assert found, done.stderr
+    return int(found[1])
+
+
+def test_delta_sends_what_changed_and_the_digest_is_that_of_the_new_file(site: Site, ends: Ends) -> None:
+    assert sent(site.host, *ends.words) == MEDIUM
+    script = f"head -c 100000 /dev/urandom | dd of={ends.original} bs=1000 seek=12345 conv=notrunc"
+    assert ends.source.run(["sh", "-c", script], timeout=LIMIT).returncode == 0
+    assert 100_000 <= sent(site.host, "--delta", *ends.words) < 1 << 20
+    assert ends.sink.sha256(ends.copy) == ends.source.sha256(ends.original)
+
+
+def test_a_copy_whose_client_was_killed_goes_on_where_it_stopped(site: Site, ends: Ends) -> None:
+    folder = ends.copy.rpartition("/")[0]
+    with site.host.cli(["cp", "-q", "--resume", "--bwlimit", "4M", *ends.words]) as copy:
+        ends.sink.wait_for(["sh", "-c", f"test $(cat {folder}/.vsockfwd.*.part | wc -c) -gt 8000000"], LIMIT)
+        copy.kill()
+    assert "large" not in ends.sink.listdir(folder)
+    ends.sink.wait_for(["sh", "-c", f"flock -n {folder}/.vsockfwd.*.part true"], LIMIT)
+    assert sent(site.host, "--resume", *ends.words) <= MEDIUM - 7_000_000
+    assert ends.sink.sha256(ends.copy) == ends.source.sha256(ends.original)
+    assert ends.sink.listdir(folder) == ["large"]
+
+
 # --- relay and datagrams
 
 

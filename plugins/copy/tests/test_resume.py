@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from plugins.copy.tests.world import MIB, World, settled, temporaries
-from vsockfwd_copy import journal
+from vsockfwd_copy import arriving, journal
 from vsockfwd_copy.arriving import Part, part_names, remove_part
 from vsockfwd_copy.directories import Directory, OpenDirectories
 from vsockfwd_copy.journal import Journal
@@ -481,6 +481,49 @@ async def test_a_part_that_is_of_no_use_any_more_goes_with_the_next_resume(
         options = {"no_clobber": True}
     assert (await ends.carry(**options)).error is None
     assert not temporaries(ends.sink)
+
+
+@pytest.mark.parametrize("left", ["file", "symlink", "directory", "at work"])
+@pytest.mark.parametrize("comes", ["file", "named file", "symlink", "hard link"])
+async def test_what_a_killed_copy_left_is_removed_by_the_next_that_replaces_the_file(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch, left: str, comes: str
+) -> None:
+    """What no copy left, or one is at work on, stays, and is not in the way."""
+    if comes == "named file":  # the file system has no O_TMPFILE
+        monkeypatch.setattr(arriving, "_has_proc", lambda: False)
+    tree, there = ends.source.parent / "tree", ends.sink / "tree"
+    tree.mkdir()
+    there.mkdir()
+    (tree / "a").write_text("new")
+    (there / "z").write_text("old")
+    if comes == "symlink":
+        (tree / "z").symlink_to("a")
+    elif comes == "hard link":
+        (tree / "z").hardlink_to(tree / "a")
+    else:
+        (tree / "z").write_text("new")
+    is_link = "link" in comes
+    stale = there / (part_of(there, "z").stem + (".link" if is_link else ".new"))
+    if left == "symlink":
+        stale.symlink_to("elsewhere")
+    elif left == "directory":
+        stale.mkdir()
+    else:
+        stale.write_text("half")
+    locked = os.open(there if is_link else stale, os.O_RDONLY) if left == "at work" else -1
+    if locked >= 0:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+    copied = await ends.carry("tree", recursive=True, hard_links=True)
+    if locked >= 0:
+        os.close(locked)
+    assert copied.error is None
+    assert (there / "z").read_text() == "new"
+    stays = left in ("directory", "at work") or (left == "symlink" and not is_link)
+    assert (stale.name in os.listdir(there)) == stays
+    if left == "at work":
+        assert stale.read_text() == "half"
+    if stays and left != "directory":
+        stale.unlink()
 
 
 async def test_delete_removes_the_parts_of_files_that_are_no_more(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:

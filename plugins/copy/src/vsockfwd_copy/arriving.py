@@ -1,9 +1,10 @@
 """Files on their way to their names: complete and verified, or not there at all. It blocks: call it in a thread.
 
-Four ways, one face. *Unnamed* (O_TMPFILE): it has no name before it has its own, so that not even a killed process
-leaves anything. *Named*, where a file system cannot do that: `.vsockfwd.` and twelve random digits, removed by who made
-it; only a killed process leaves one. *Part*, to be resumed: `.vsockfwd.`, twelve digits made from the final name, and
-`.part`, with its journal beside it; the next copy of that file takes it up, or removes it. *In place*: the file itself.
+Four ways, one face. *Unnamed* (O_TMPFILE): it has no name before it has its own; where it replaces another, it has for
+a moment the name of the second way. *Named*, where a file system cannot do that: `.vsockfwd.`, twelve digits made from
+the final name, and `.new`; what a killed process leaves is removed by the next copy that replaces the file. *Part*, to
+be resumed: the same digits and `.part`, with its journal beside it; the next copy of that file takes it up, or removes
+it. *In place*: the file itself.
 
 A journal never stands without its part: it is made after it and removed before it. Whoever touches either holds a lock
 on the part, and has looked, with the lock in hand, that it is still the part: it may have got its final name meanwhile.
@@ -19,12 +20,14 @@ import os
 import secrets
 import stat
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 from vsockfwd.plugin import CannotCreate, printable
 from vsockfwd_copy.attributes import NOTHING_LOST, Loss, Writer
-from vsockfwd_copy.directories import Directory, OpenDirectories
+from vsockfwd_copy.directories import OPEN_ROOT, Directory, OpenDirectories
 from vsockfwd_copy.journal import Journal
 from vsockfwd_copy.messages import Extra, checksum
 from vsockfwd_copy.options import LandOptions
@@ -38,6 +41,8 @@ _LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_TMPFILE = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL})
 _NO_LINK = frozenset({errno.ENOENT, errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EACCES})
 _KEEP_SIZE_AND_PUNCH = 0x01 | 0x02
+
+T = TypeVar("T")
 
 _PRIVATE = 0o600
 """What is made with this is nobody else's to read before it is complete."""
@@ -56,15 +61,104 @@ class Shape:
     extra: Extra | None
 
 
-def temporary_name() -> bytes:
-    """A name that nobody uses, short whatever the final one is."""
-    return PREFIX + secrets.token_hex(6).encode()
+def _stem(name: bytes) -> bytes:
+    """What the temporary names of a file begin with: short whatever the final one is, the same every time."""
+    return PREFIX + b"%012x" % (checksum(name) >> 16)
 
 
 def part_names(name: bytes) -> tuple[bytes, bytes]:
     """Where a file that may be resumed is meanwhile, and its journal."""
-    stem = PREFIX + b"%012x" % (checksum(name) >> 16)
-    return stem + b".part", stem + b".journal"
+    return _stem(name) + b".part", _stem(name) + b".journal"
+
+
+def _random_name() -> bytes:
+    return PREFIX + secrets.token_hex(6).encode()
+
+
+def _named_meanwhile(name: bytes, make: Callable[[bytes], T], *, dir_fd: int) -> tuple[bytes, T]:
+    """Have a file that this process holds the lock of get a temporary name; that name, and what `make` returned.
+
+    What a killed copy left under it is removed. Where another is at work under it, the name is one that nobody uses.
+    Raises OSError.
+    """
+    temporary = _stem(name) + b".new"
+    for _ in range(2):
+        try:
+            return temporary, make(temporary)
+        except FileExistsError:
+            _remove_stale(temporary, dir_fd=dir_fd)
+    temporary = _random_name()
+    return temporary, make(temporary)
+
+
+def _remove_stale(name: bytes, *, dir_fd: int) -> None:
+    """A file that a killed copy has left: ours, and nobody holds its lock. Anything else stays."""
+    with contextlib.suppress(OSError, CannotCreate):
+        fd = _open_ours(name, _LOOK, dir_fd=dir_fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_there(fd, name, dir_fd=dir_fd):
+                os.unlink(name, dir_fd=dir_fd)
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def link_to_rename(name: bytes, make: Callable[[bytes], None], *, dir_fd: int) -> Iterator[bytes]:
+    """Have a symlink or hard link made under a temporary name, which it changes for its own after the block.
+
+    A link has no lock of its own: its directory's is held meanwhile. Who cannot have that, since another copy or a
+    directory that may not be read stands in the way, takes a name that nobody uses. Raises OSError.
+    """
+    temporary = _stem(name) + b".link"
+    lock = _lock_directory(dir_fd)
+    try:
+        if lock < 0 or not _is_free(temporary, dir_fd=dir_fd):
+            temporary = _random_name()
+        make(temporary)
+        try:
+            yield temporary
+        except BaseException:
+            with contextlib.suppress(OSError):  # the reason for it matters more
+                os.unlink(temporary, dir_fd=dir_fd)
+            raise
+        try:
+            os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        finally:
+            # There still where that failed, and where both were names of one file: rename(2) does nothing then.
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=dir_fd)
+    finally:
+        if lock >= 0:
+            os.close(lock)
+
+
+def _lock_directory(dir_fd: int) -> int:
+    """A descriptor that holds a directory's lock; -1 where it cannot be had at once."""
+    try:
+        fd = os.open(b".", OPEN_ROOT, dir_fd=dir_fd)
+    except OSError:
+        return -1
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return -1
+    return fd
+
+
+def _is_free(name: bytes, *, dir_fd: int) -> bool:
+    """Whether nothing has a name, once what a killed copy left there is gone; its directory's lock is held."""
+    try:
+        found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        if found.st_uid != os.geteuid():
+            return False
+        os.unlink(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def is_part(name: bytes) -> bool:
@@ -87,29 +181,22 @@ def is_at_work(name: bytes, *, dir_fd: int) -> bool:
     return False
 
 
-def rename_temporary(temporary: bytes, name: bytes, *, dir_fd: int) -> None:
-    """Give a temporary its name; where that fails it is gone. Raises OSError."""
-    try:
-        os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-    finally:
-        # It stands there still where that failed, and where both were names of one file: rename(2) does nothing then.
-        with contextlib.suppress(OSError):
-            os.unlink(temporary, dir_fd=dir_fd)
-
-
 def back_up(name: bytes, suffix: bytes, *, dir_fd: int) -> None:
     """Keep what is replaced under its name and a suffix; the name itself is never without a file. Raises OSError,
     CannotCreate."""
-    temporary = temporary_name()
-    try:
+
+    def link(temporary: bytes) -> None:
         os.link(name, temporary, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+
+    try:
+        with link_to_rename(name + suffix, link, dir_fd=dir_fd):
+            pass
     except FileNotFoundError:
         return
     except OSError as error:
         if error.errno in _NO_LINK:
             raise CannotCreate("the file system has no hard links, so no backup can be kept") from None
         raise
-    rename_temporary(temporary, name + suffix, dir_fd=dir_fd)
 
 
 class Arriving:
@@ -142,8 +229,9 @@ class Arriving:
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise
-            self._temporary = temporary_name()
-            self._fd = os.open(self._temporary, _NEW | os.O_RDWR, mode, dir_fd=there)
+            self._temporary, self._fd = _named_meanwhile(
+                name, lambda new: _make_locked(new, mode, dir_fd=there), dir_fd=there
+            )
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
         """Write all of it. Raises OSError."""
@@ -217,8 +305,10 @@ class Arriving:
                     return
                 except FileExistsError:
                     pass  # it has come meanwhile: it is replaced like what was there before
-            self._temporary = temporary_name()
-            os.link(itself, self._temporary, dst_dir_fd=there, follow_symlinks=True)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody takes it for what a killed copy left
+            self._temporary, _ = _named_meanwhile(
+                self.name, lambda new: os.link(itself, new, dst_dir_fd=there, follow_symlinks=True), dir_fd=there
+            )
         os.rename(self._temporary, self.name, src_dir_fd=there, dst_dir_fd=there)
         self._temporary = None
 
@@ -318,6 +408,22 @@ class Part(Arriving):
         return None
 
 
+def _make_locked(name: bytes, mode: int, *, dir_fd: int) -> int:
+    """Make a file that nobody takes for what a killed copy left. Raises OSError, FileExistsError where somebody did."""
+    fd = os.open(name, _NEW | os.O_RDWR, mode, dir_fd=dir_fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_there(fd, name, dir_fd=dir_fd):
+            return fd
+    except BlockingIOError:
+        pass
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+
 def _open_part(name: bytes, *, dir_fd: int) -> int:
     """Open or make a part, and lock it. Raises OSError, CannotCreate."""
     for _ in range(_ATTEMPTS):
@@ -374,6 +480,8 @@ def remove_part(name: bytes, *, dir_fd: int) -> None:
     What cannot be removed, or is not ours, stays: the copy at hand does not need its name.
     """
     part, journal = part_names(name)
+    if not os.access(part, os.F_OK, dir_fd=dir_fd):  # what all but one in thousands comes to: it raises nothing
+        return
     try:
         fd = _open_ours(part, _LOOK, dir_fd=dir_fd)
     except (OSError, CannotCreate):

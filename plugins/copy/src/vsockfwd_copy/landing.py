@@ -8,8 +8,8 @@ all is PeerBrokeProtocol and ends the copy; what fails for one file is that file
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import functools
 import os
 import stat
 import time
@@ -38,10 +38,9 @@ from vsockfwd_copy.arriving import (
     back_up,
     is_at_work,
     is_part,
+    link_to_rename,
     part_names,
     remove_part,
-    rename_temporary,
-    temporary_name,
     umask,
 )
 from vsockfwd_copy.asked import Expected, Wanted
@@ -311,15 +310,18 @@ class Landing:
         """Make an entry what it shall be, or have its data come (None). Raises OSError, VsockfwdError."""
         if isinstance(entry, HardLink):
             return self._land_link(spot, entry)
-        old = self._clear(spot, keeps_part=self._resumes(entry))
+        resumes = self._resumes(entry)
+        old = self._clear(spot, keeps_part=resumes)
         if old is not None and self._options.no_clobber:
-            self._remove_part(spot)
+            if resumes:
+                self._remove_part(spot)
             return Done.KEPT, NOTHING_LOST
         done = Done.NEW if old is None else Done.REPLACED
         if old is not None and isinstance(entry, Symlink) and self._same_symlink(spot, entry, old):
             return Done.SAME, NOTHING_LOST
         if old is not None and not isinstance(entry, Symlink) and self._unchanged(old, entry):
-            self._remove_part(spot)
+            if resumes:
+                self._remove_part(spot)
             return Done.SAME, self._freshen(spot, entry)
         if isinstance(entry, Large | Flow):
             if self._options.dry_run and not self._compares(entry, old):
@@ -492,19 +494,13 @@ class Landing:
         if b"\0" in entry.target:
             raise PeerBrokeProtocol("the sender sent a symlink whose target holds a NUL")
         there = self._directories.fd(spot.directory)
-        temporary = temporary_name()
-        os.symlink(entry.target, temporary, dir_fd=there)
-        try:
+        link = functools.partial(os.symlink, entry.target, dir_fd=there)
+        with link_to_rename(spot.name, link, dir_fd=there) as temporary:
             loss = self._writer.dress_symlink(temporary, entry.extra, dir_fd=there)
             if self._options.times:
                 os.utime(temporary, ns=(time.time_ns(), entry.mtime), dir_fd=there, follow_symlinks=False)
             if replaces and self._options.backup:
                 back_up(spot.name, self._options.backup, dir_fd=there)
-        except BaseException:
-            with contextlib.suppress(OSError):  # the reason for it matters more
-                os.unlink(temporary, dir_fd=there)
-            raise
-        rename_temporary(temporary, spot.name, dir_fd=there)
         return loss
 
     def _land_link(self, spot: _Spot, entry: HardLink) -> tuple[Done | None, Loss]:
@@ -534,14 +530,14 @@ class Landing:
         source = os.dup(self._directories.fd(target.directory))
         try:
             there = self._directories.fd(spot.directory)
+            link = functools.partial(os.link, target.name, src_dir_fd=source, dst_dir_fd=there, follow_symlinks=False)
             if old is None:
-                os.link(target.name, spot.name, src_dir_fd=source, dst_dir_fd=there, follow_symlinks=False)
+                link(spot.name)
                 return done
             if self._options.backup:
                 back_up(spot.name, self._options.backup, dir_fd=there)
-            temporary = temporary_name()
-            os.link(target.name, temporary, src_dir_fd=source, dst_dir_fd=there, follow_symlinks=False)
-            rename_temporary(temporary, spot.name, dir_fd=there)
+            with link_to_rename(spot.name, link, dir_fd=there):
+                pass
             return done
         finally:
             os.close(source)
