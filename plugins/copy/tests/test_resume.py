@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import resource
 import signal
@@ -19,7 +20,8 @@ import trio
 
 from plugins.copy.tests.world import MIB, World, settled, temporaries
 from vsockfwd_copy import arriving, journal
-from vsockfwd_copy.arriving import Part, part_names, remove_part
+from vsockfwd_copy.arriving import Arriving, Part, Shape, link_to_rename, part_names, remove_part
+from vsockfwd_copy.attributes import Writer
 from vsockfwd_copy.directories import Directory, OpenDirectories
 from vsockfwd_copy.journal import Journal
 from vsockfwd_copy.messages import checksum
@@ -401,6 +403,48 @@ def test_a_part_that_is_begun_while_an_older_one_is_being_removed_stays(
     remove_part(NAME.encode(), dir_fd=there)
     os.close(there)
     assert part_of(tmp_path).read_text() == "another"
+
+
+@pytest.mark.parametrize("unnamed", [True, False])
+def test_a_copy_that_ends_while_another_takes_the_same_name_is_not_in_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unnamed: bool
+) -> None:
+    """The second runs from end to end between the first one's temporary name and its final one."""
+    if not unnamed:
+        monkeypatch.setattr(arriving, "_has_proc", lambda: False)
+    (tmp_path / NAME).write_text("old")
+    directories, directory = OpenDirectories(), Directory(None, os.fsencode(tmp_path), b"")
+    shape, options = Shape(None, 0o600, 0, None), LandOptions()
+
+    def land(content: bytes) -> None:
+        arrives = Arriving(directories, directory, NAME.encode(), options, 0o600)
+        arrives.write(content, 0)
+        arrives.keep(shape, Writer(options), replaces=True)
+
+    rename = os.rename
+
+    def second_first(*args: Any, **options: Any) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        land(b"second")
+        assert (tmp_path / NAME).read_bytes() == b"second"
+        rename(*args, **options)
+
+    monkeypatch.setattr(os, "rename", second_first)
+    land(b"first")
+    directories.close()
+    assert (tmp_path / NAME).read_bytes() == b"first"
+    assert os.listdir(tmp_path) == [NAME]
+
+
+def test_a_link_that_is_made_while_another_takes_the_same_name_is_not_in_its_way(tmp_path: Path) -> None:
+    there = os.open(tmp_path, os.O_RDONLY)
+    with link_to_rename(b"link", functools.partial(os.symlink, b"first", dir_fd=there), dir_fd=there):
+        with link_to_rename(b"link", functools.partial(os.symlink, b"second", dir_fd=there), dir_fd=there):
+            pass
+        assert os.readlink(tmp_path / "link") == "second"
+    os.close(there)
+    assert os.readlink(tmp_path / "link") == "first"
+    assert os.listdir(tmp_path) == ["link"]
 
 
 def _symlink(path: Path, outside: Path) -> None:
