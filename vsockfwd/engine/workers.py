@@ -100,15 +100,19 @@ class Workers:
         return code
 
     def _begin(self) -> None:
+        # What comes before a worker has let go of our handler would be swallowed by it there: it waits until then.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
         pid = os.fork()
         if not pid:
             for number in _STOPPING:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             raise _InWorker(self._work())
         self._began[pid] = time.monotonic()
-        if self._stopping:  # told between the fork and here
+        if self._stopping:  # told between the last worker and this one
             os.kill(pid, signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self._stop(number)
