@@ -2,8 +2,9 @@
 
 import sys
 
-from bench import dgram, relay
+from bench import copy, dgram, relay
 
 rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
 print(relay.main(rounds))
+print(copy.main(rounds))
 print(dgram.main(rounds))
