@@ -17,6 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 Command = Sequence[str]
+
+# An installed program starts from compiled modules: where an environment forbids Python to write them, every start of
+# ours would compile itself anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 TICK = os.sysconf("SC_CLK_TCK")
 
 

@@ -379,9 +379,10 @@ async def test_a_far_end_that_takes_no_header_is_not_left_open(world: World, mon
     server = await serving(world)
     monkeypatch.setattr("vsockfwd.transport.memory.CAPACITY", 0)
     async with at_work(world, raw(proxy_protocol="v2")):
-        gone, client = await dial(world), await dial(world)
+        gone = await dial(world)
         (await server.accept()).abort()
         assert await is_reset(gone)
+        client = await dial(world)
         (closed,) = world.reported(Closed)
         assert closed.outcome.ending is Ending.RESET
         assert "telling it who connects" in closed.outcome.why

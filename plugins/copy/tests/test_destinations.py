@@ -125,19 +125,29 @@ def name_of(case: Case) -> str:
     return " ".join([*case.words, *(["-r"] if case.recursive else []), case.options]).strip()
 
 
+async def ended(
+    world: World, towards: str, case: Case, *, dry_run: bool = False
+) -> tuple[int, str, list[tuple[str, str]]]:
+    """How a case ends: the exit code, the words of what failed, and what was done with each file."""
+    world.events.clear()
+    try:
+        code = await world.carry(towards, *case.words, recursive=case.recursive, dry_run=dry_run, **case.said)
+        told = " ".join(world.failures().values())
+    except VsockfwdError as error:
+        code, told = error.exit_code, error.line()
+    return code, told, sorted((event.name, event.done) for event in world.reported(FileDone))
+
+
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 async def test_where_a_copy_lands(world: World, towards: str, case: Case) -> None:
     source, sink = world.source(towards), world.sink(towards)
     prepare(source, sink)
     before = snapshot(sink)
-    try:
-        code, told = (
-            await world.carry(towards, *case.words, recursive=case.recursive, **case.said),
-            " ".join(world.failures().values()),
-        )
-    except VsockfwdError as error:
-        code, told = error.exit_code, error.line()
+    dry = await ended(world, towards, case, dry_run=True)
+    assert snapshot(sink) == before, "a dry run changes nothing"
+    code, told, files = await ended(world, towards, case)
     assert (code, case.fails in told) == (case.code, True), told
+    assert dry == (code, told, files), "a dry run says what the copy does"
     after = {path: state for path, state in snapshot(sink).items() if state != before.get(path)}
     made = {path for path, state in after.items() if state[3]}
     assert made == {os.fsencode(path) for path in case.makes}
@@ -146,28 +156,6 @@ async def test_where_a_copy_lands(world: World, towards: str, case: Case) -> Non
         assert after[path][3] == (name if name in (b"inner", b"other") else b"file")
     assert (sink / "oldlink").is_symlink()
     assert (sink / "dirlink").is_symlink()
-
-
-@pytest.mark.parametrize("case", CASES, ids=name_of)
-async def test_a_dry_run_says_of_a_destination_what_the_copy_does_with_it(
-    world: World, towards: str, case: Case
-) -> None:
-    source, sink = world.source(towards), world.sink(towards)
-    prepare(source, sink)
-    before = snapshot(sink)
-    ends: list[tuple[int, list[tuple[str, str, str]]]] = []
-    for dry_run in (True, False):
-        world.events.clear()
-        line = ""
-        try:
-            code = await world.carry(towards, *case.words, recursive=case.recursive, dry_run=dry_run, **case.said)
-        except VsockfwdError as error:
-            code, line = error.exit_code, error.line()
-        told = sorted((event.name, event.error, event.done) for event in world.reported(FileDone))
-        ends.append((code, [*told, (line, "", "")]))
-        if dry_run:
-            assert snapshot(sink) == before
-    assert ends[0] == ends[1]
 
 
 async def test_a_directory_that_stood_at_the_destination_keeps_its_own_mode(world: World, towards: str) -> None:

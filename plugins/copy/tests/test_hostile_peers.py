@@ -9,14 +9,16 @@ import msgspec
 import pytest
 
 from plugins.copy.tests.world import MIB, World, snapshot
-from vsockfwd.plugin import Call, Code, Data, Ended, Mode, PeerBrokeProtocol
+from vsockfwd.plugin import Call, Code, Data, Ended, FileDone, Mode, PeerBrokeProtocol, Summary
 from vsockfwd_copy.messages import (
+    BLOCK,
     CHUNK_LIMIT,
     Blocks,
     Chunk,
     Enter,
     Entries,
     Entry,
+    Extra,
     Failure,
     FileDigest,
     Finish,
@@ -26,8 +28,10 @@ from vsockfwd_copy.messages import (
     Kind,
     Large,
     Leave,
+    Owner,
     Progress,
     Range,
+    Removed,
     Resolved,
     Result,
     Results,
@@ -40,6 +44,8 @@ from vsockfwd_copy.messages import (
     digest_of,
     encode,
 )
+from vsockfwd_copy.options import Options
+from vsockfwd_copy.target import open_target
 
 Step = tuple[Kind | int, msgspec.Struct | bytes] | bytes
 """A frame, or bytes of data."""
@@ -245,6 +251,14 @@ DEMANDS = {
     ),
     "a file twice": ([WANT_ALL, WANT_ALL], OFFERED),
     "an answer to nothing": ([(Kind.RESULTS, Results([Result(9)]))], "not asked about"),
+    "comparing what it did not want so": (
+        [WANT_ALL, (Kind.BLOCKS, Blocks(2, 0, bytes(16))), (Kind.PROGRESS, b"\xc1")],
+        "makes no sense",
+    ),
+    "a result of no kind": ([(Kind.RESULTS, b"\x91\x91\x94\x01\xc0\x09\x00")], "makes no sense"),
+    "a loss of no kind": ([(Kind.RESULTS, b"\x91\x91\x94\x01\xc0\x00\xcd\x01\x00")], "makes no sense"),
+    "nonsense for what was removed": ([(Kind.REMOVED, b"\x91\x91\x01")], "makes no sense"),
+    "what only a library asks for": ([(Kind.SEEN, b"\x80")], "frame of type 79"),
     "two answers to one": ([(Kind.RESULTS, Results([Result(1), Result(1)]))], "not asked about"),
     "an end without answers": ([], "before it had answered"),
     "data": ([b"data"], "sent data"),
@@ -304,6 +318,150 @@ async def test_a_file_that_the_receiver_failed_with_is_broken_off_and_the_next_g
     assert world.failures() == {"a": "full"}
     assert heard[-4:] == [Kind.GIVE_UP, Kind.CHUNK, Kind.CHUNK, Kind.FINISH]
     assert moved < size
+
+
+ANSWERS = {
+    "what fits no pattern": ((b"a.txt", b"b.log"), ("@*.txt",), "more than 1 sources"),
+    "a hidden file": ((b".bashrc",), ("@*",), "more than 1 sources"),
+    "a name that leads out": ((b"../a.txt",), ("@*.txt",), "more than 1|for a file's name"),
+    "what fits an earlier pattern": ((b"b.log", b"a.txt"), ("@*.txt", "@*.log"), "more than 2 sources"),
+    "what stands between": ((b"a.txt", b"x"), ("@*.txt", "@c"), "where 'c' was asked for"),
+    "all but the last": ((b"a.txt",), ("@*.txt", "@c"), "ended before"),
+}
+
+
+@pytest.mark.parametrize(("names", "asked", "why"), ANSWERS.values(), ids=ANSWERS)
+async def test_what_answers_a_pattern_is_held_against_it_again(
+    world: World, names: tuple[bytes, ...], asked: tuple[str, ...], why: str
+) -> None:
+    becomes(world, script([entries(*(small(name) for name in names))]))
+    with pytest.raises(PeerBrokeProtocol, match=why):
+        await world.cp(*asked, ".")
+    assert set(os.listdir(world.here)) <= {"a.txt", "b.log"}
+    assert not (world.here / ".bashrc").exists()
+
+
+async def test_a_list_gets_nothing_that_is_not_on_it(world: World) -> None:
+    for steps in (
+        [entries(small(b""))],
+        [entries(enter(b"tree"))],
+        [entries(enter(b""), small(b"other"))],
+        [entries(enter(b""), enter(b"sub"), small(b"other"))],
+        [entries(enter(b""), enter(b"sub"), Leave(), Leave(), enter(b""))],
+    ):
+        becomes(world, script(steps))
+        async with open_target(world.address) as target:
+            with pytest.raises(PeerBrokeProtocol, match=r"not asked for|for a file's name|more than 1 sources"):
+                await target.get(["tree"], "new", Options(recursive=True), below=["sub/file"])
+    assert not list(world.here.rglob("other"))
+
+
+OLD = os.urandom(3 * MIB)
+
+OF_OLD = Large(b"file", 0o644, 0, len(OLD))
+
+LIES = {
+    "beyond the end": ([(Kind.SAME, Same(1, 0, 1 << 62)), finish(b"")], "not compared"),
+    "not from a block's edge": ([(Kind.SAME, Same(1, 1, BLOCK)), finish(b"")], "not compared"),
+    "half a block": ([(Kind.SAME, Same(1, 0, BLOCK // 2)), finish(b"")], "not compared"),
+    "not in its turn": ([(Kind.SAME, Same(1, BLOCK, BLOCK)), finish(b"")], "do not fit"),
+    "twice": ([(Kind.SAME, Same(1, 0, BLOCK))] * 2 + [finish(b"")], "not compared|do not fit"),
+    "all of it, and another digest": ([(Kind.SAME, Same(1, 0, 3 * MIB)), finish(b"")], "not what was read"),
+    "some of it": ([(Kind.SAME, Same(1, 0, BLOCK)), finish(b"")], "ended after"),
+}
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(("steps", "why"), LIES.values(), ids=LIES)
+async def test_a_sender_that_lies_about_what_is_the_same_changes_nothing(
+    world: World, steps: list[Step], why: str, inplace: bool
+) -> None:
+    (world.here / "file").write_bytes(OLD)
+    becomes(world, patient([entries(OF_OLD)], steps))
+    assert await world.cp("@file", ".", delta=True, inplace=inplace) == 74
+    (told,) = world.failures().values()
+    assert any(words in told for words in why.split("|"))
+    assert (world.here / "file").read_bytes() == OLD
+
+
+def patient(first: list[Step], then: list[Step]) -> Callable[[Call], Awaitable[None]]:
+    """An agent that says the second part once it was told all of what stands there."""
+
+    async def serve(call: Call) -> None:
+        channel = await call.accept()
+        for part in (first, then):
+            for step in part:
+                assert not isinstance(step, bytes)
+                await channel.send_frames((step[0], _payload(step[1])))
+            while part is first:
+                event = await channel.receive()
+                if not isinstance(event, Ended | Data) and event.kind == Kind.BLOCKS and len(event.payload) < 16:
+                    break
+        await channel.send_end()
+        while not isinstance(await channel.receive(), Ended):
+            pass
+
+    return serve
+
+
+async def test_another_name_for_what_failed_or_is_on_its_way_is_no_trick(world: World) -> None:
+    linked = Large(b"a", 0o644, 0, len(DATA), linked=True)
+    becomes(
+        world,
+        script(
+            [
+                entries(enter(), linked, HardLink(b"b", 2), HardLink(b"c", 2), Leave()),
+                *chunk(file=2),
+                (Kind.GIVE_UP, GiveUp(2, Failure(Code.IO, 5, "gave up"))),
+            ]
+        ),
+    )
+    assert await world.cp("@file", ".", recursive=True, hard_links=True) == 23
+    assert set(world.failures()) == {"file/a", "file/b", "file/c"}
+    assert os.listdir(world.here / "file") == []
+
+
+async def test_a_sender_cannot_make_the_receiver_remember_links_without_end(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vsockfwd_copy.landing.LINKS_LIMIT", 3)
+    files = [Small(b"%d" % number, 0o644, 0, b"x", digest_of(b"x"), linked=True) for number in range(5)]
+    becomes(world, script([entries(enter(), *files, Leave())]))
+    with pytest.raises(PeerBrokeProtocol, match="several names"):
+        await world.cp("@file", ".", recursive=True)
+
+
+async def test_attributes_that_nobody_asked_for_are_not_set(world: World) -> None:
+    extra = Extra(Owner(40_000, 40_000), [(b"user.a", b"1"), (b"trusted.a", b"1"), (b"security.selinux", b"1")])
+    file = Small(b"file", 0o644, 0, b"x", digest_of(b"x"), extra=extra)
+    becomes(world, script([entries(file)]))
+    for options, kept in (({}, []), ({"xattrs": True}, ["user.a"])):
+        assert await world.cp("@file", ".", **options) == 0
+        assert os.listxattr(world.here / "file") == kept
+        assert (world.here / "file").stat().st_uid == os.geteuid()
+
+
+async def test_what_a_receiver_says_that_it_removed_is_told_as_it_is_and_kept_nowhere(world: World) -> None:
+    (world.here / "file").write_text("x")
+    count = 20_000
+
+    async def serve(call: Call) -> None:
+        channel = await call.accept(Resolved(b"/somewhere"))
+        await channel.receive()
+        paths: list[tuple[bytes, Failure | None]] = [(b"\x1b[2J/../nowhere", None)] * 100
+        for _ in range(count // 100):
+            await channel.send_frames((Kind.REMOVED, encode(Removed(paths))))
+        await channel.send_frames((Kind.RESULTS, encode(Results([Result(1)]))))
+        while not isinstance(await channel.receive(), Ended):
+            pass
+        await channel.send_end()
+
+    becomes(world, serve)
+    assert await world.cp("file", "@") == 0
+    removed = {event.name for event in world.reported(FileDone) if event.done == "removed"}
+    assert removed == {"\\x1b[2J/../nowhere"}
+    (summary,) = world.reported(Summary)
+    assert (summary.removed, summary.files) == (count, 1)
 
 
 async def test_a_setuid_bit_is_not_set_for_a_sender_that_just_says_so(world: World) -> None:

@@ -440,11 +440,10 @@ async def test_a_file_without_an_acl_does_not_inherit_one_where_acls_are_kept(
 async def test_acls_are_lost_in_words_where_there_are_none(
     world: World, towards: str, with_acls: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, _ = with_acls
+    source, sink = with_acls
     (source / "file").write_text("x")
     os.setxattr(source / "file", "system.posix_acl_access", acl((40_000, 6)))
-    monkeypatch.setattr(os, "setxattr", no_xattrs)
-    sink = world.sink(towards) / "new"
+    monkeypatch.setattr("os.setxattr", no_xattrs)
     assert await world.carry(towards, f"{source}/file", f"{sink}", acls=True) == 0
     assert problems(world) == ["ACLs of 1 could not be kept"]
     assert await world.carry(towards, f"{source}/file", f"{sink}", acls=True, demanded=True) == 23

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from plugins.copy.tests.world import MIB, World, snapshot
-from vsockfwd.plugin import Code
+from vsockfwd.plugin import Code, Moved
+from vsockfwd_copy.arriving import Arriving
 from vsockfwd_copy.asked import Expected
 from vsockfwd_copy.destination import resolve
 from vsockfwd_copy.directories import Directory, OpenDirectories
 from vsockfwd_copy.landing import Landing
-from vsockfwd_copy.messages import Chunk, Entries, GiveUp, Large, Lost, Piece, Range, Small, digest_of
+from vsockfwd_copy.messages import Chunk, Entries, GiveUp, Large, Lost, Piece, Range, Small, checksum, digest_of
 from vsockfwd_copy.options import LandOptions, SendOptions
 from vsockfwd_copy.reading import Reading
 from vsockfwd_copy.roots import Root
@@ -118,6 +122,119 @@ async def test_a_full_disk_fails_the_file_and_says_so(world: World, towards: str
     assert list(world.failures().values()) == ["cannot be written: file too large"]
     assert (world.sink(towards) / "big").read_text() == "as it was"
     assert (world.sink(towards) / "small").read_text() == "x"
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """A file system of its own with so many bytes."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
+    if done.returncode:
+        pytest.skip("no file system may be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+async def test_no_room_is_known_before_the_first_byte(world: World, towards: str) -> None:
+    source = world.source(towards)
+    for name, size in (("big", 3 * MIB), ("first", MIB), ("second", MIB), ("third", MIB)):
+        (source / name).write_bytes(os.urandom(size))
+    os.truncate(source / "third", 50 * MIB)  # a hole takes no room
+    with small_disk(world.tmp / "disk", 5 * MIB // 2) as disk:
+        (disk / "big").write_text("as it was")
+        assert await world.carry(towards, "big", f"{disk}/big") == 74
+        (why,) = world.failures().values()
+        assert why.startswith(f"needs {3 * MIB} bytes where ")
+        assert sum(event.bytes for event in world.reported(Moved)) == 0
+        assert (disk / "big").read_text() == "as it was"
+        assert await world.carry(towards, "first", "second", "third", f"{disk}") == 23
+        assert set(world.failures()) == {"third"}
+        assert sorted(path.name for path in disk.iterdir()) == ["big", "first", "second"]
+
+
+def test_room_that_a_file_has_taken_is_not_counted_twice(tmp_path: Path) -> None:
+    def large(name: bytes, size: int) -> Large:
+        return Large(name, 0o644, 0, size, allocated=size)
+
+    data = memoryview(os.urandom(MIB))
+    with small_disk(tmp_path / "disk", 9 * MIB // 2) as disk:
+        place = resolve(os.fsencode(disk), sources=3, options=LandOptions(), root=Root(b"/"))
+        landing = Landing(place, LandOptions(), Expected(3))
+        landing.announce(Entries(1, [large(b"a", 3 * MIB)]))
+        for at in (0, MIB):
+            landing.receive(Chunk(1, at, MIB, checksum(data)), data)
+        landing.announce(Entries(2, [large(b"b", MIB), large(b"c", MIB)]))
+        answers = landing.take_answers()
+        assert [want.file for want in answers.wants] == [1, 2], "b has room, and c has not"
+        assert [(result.entry, result.failure and result.failure.code) for result in answers.results] == [
+            (3, Code.NO_SPACE)
+        ]
+        landing.close()
+        place.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"inplace": True}, {"delta": True}], ids=str)
+async def test_a_disk_that_fills_up_meanwhile_is_clean_afterwards(
+    world: World, towards: str, options: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Landing, "_reserve", lambda *_: 0)  # it was not plain before
+    (world.source(towards) / "big").write_bytes(os.urandom(4 * MIB))
+    (world.source(towards) / "small").write_text("x")
+    with small_disk(world.tmp / "disk", 2 * MIB) as disk:
+        if "inplace" not in options:
+            (disk / "big").write_text("as it was")
+        assert await world.carry(towards, "big", "small", f"{disk}", **options) == 23
+        assert world.failures() == {"big": "cannot be written: no space left on device"}
+        if "inplace" not in options:
+            assert (disk / "big").read_text() == "as it was"
+        assert sorted(os.listdir(disk)) == ["big", "small"]
+        assert (disk / "small").read_text() == "x"
+
+
+async def test_a_file_system_that_is_read_only_fails_each_file(world: World, towards: str) -> None:
+    (world.source(towards) / "file").write_text("x")
+    (world.source(towards) / "large").write_bytes(bytes(3 * MIB))
+    with small_disk(world.tmp / "disk", MIB) as disk:
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)  # noqa: ASYNC221
+        assert await world.carry(towards, "file", f"{disk}") != 0
+        assert await world.carry(towards, "file", "large", f"{disk}") != 0
+        assert all("read-only" in why for name, why in world.failures().items() if name == "file")
+        assert set(world.failures()) == {"file", "large"}
+
+
+async def test_few_descriptors_are_enough_for_a_tree_of_any_shape(world: World, towards: str) -> None:
+    tree = world.source(towards) / "tree"
+    for number in range(150):
+        (tree / f"{number}" / "x" / "y" / "z").mkdir(parents=True)
+        (tree / f"{number}" / "x" / "y" / "z" / "file").write_bytes(b"x")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 130, before[1]))
+    try:
+        assert await world.carry(towards, "tree", "", recursive=True) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert snapshot(world.sink(towards) / "tree") == snapshot(tree)
+
+
+async def test_no_descriptor_left_fails_the_file_and_not_the_next(
+    world: World, towards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (world.source(towards) / "a").write_text("a")
+    (world.source(towards) / "b").write_text("b")
+    plain = Arriving.__init__
+
+    def refuse(self: Arriving, directories: OpenDirectories, directory: Directory, name: bytes, *rest: Any) -> None:
+        if name == b"a":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        plain(self, directories, directory, name, *rest)
+
+    monkeypatch.setattr(Arriving, "__init__", refuse)
+    assert await world.carry(towards, "a", "b", "") == 23
+    assert world.failures() == {"a": "cannot be written: too many open files"}
+    assert (world.sink(towards) / "b").read_text() == "b"
 
 
 def vanish(path: Path) -> None:

@@ -19,6 +19,7 @@ from vsockfwd.plugin import (
     SomeFailed,
     UsageError,
     VsockfwdError,
+    from_oserror,
     ignore,
     printable,
 )
@@ -147,8 +148,10 @@ def cp(
         algorithm=digest,
     )
     what = plan(locations, parse_port(port), invocation.target, into=target_directory)
-    below = _read_names(files_from, from0) if files_from is not None else []
+    if invocation.json and progress != "json" and what.destination == STANDARD and not what.destinations:
+        raise UsageError("--json and the files would both go to stdout", hint="--progress json tells on standard error")
     check(what, options, files_from is not None)
+    below = _read_names(files_from, from0) if files_from is not None else []
     invocation = dataclasses.replace(invocation, report=telling(progress, invocation.report))
     return invocation.run(copy, what, options, below, stats)
 
@@ -272,7 +275,7 @@ def _read_names(name: str, nul: bool) -> list[bytes]:
     try:
         data = sys.stdin.buffer.read(FILES_LIMIT + 1) if name == "-" else Path(name).read_bytes()
     except OSError as error:
-        raise UsageError(f"--files-from {printable(name)}: {error.strerror}") from None
+        raise UsageError(from_oserror(error, f"--files-from {printable(name)}").message) from None
     if len(data) > FILES_LIMIT:
         raise UsageError(f"--files-from {printable(name)}: holds more than {FILES_LIMIT} bytes")
     names = [line for line in data.split(b"\0" if nul else b"\n") if line]
