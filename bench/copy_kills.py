@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
-import json
 import random
 import shutil
 import signal
@@ -84,7 +83,6 @@ class Findings:
     """Nothing had arrived yet."""
     parts: Counter[str] = field(default_factory=Counter)
     """A part was left to go on with."""
-    carried: Counter[str] = field(default_factory=Counter)
     ended: dict[str, Counter[int]] = field(default_factory=dict)
     """Exit codes of clients whose agent was killed."""
     wrong: list[str] = field(default_factory=list)
@@ -134,18 +132,13 @@ class Site:
     def start_copy(self, way: str) -> subprocess.Popen[bytes]:
         target = f"[unix:{self.folder}/agent.sock]:"
         near, far = (self.source, f"{target}{self.sink}") if way == "put" else (f"{target}{self.source}", self.sink)
-        command = vsockfwd("cp", "-r", "-P", "--resume", "-T", "--stats", "--progress", "json", str(near), str(far))
+        command = vsockfwd("cp", "-r", "-P", "--resume", "-T", str(near), str(far))
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
-    def finish(self, client: subprocess.Popen[bytes]) -> tuple[int, int, str]:
-        """Let a copy come to its end: its exit code, the bytes that were sent, and the last that it said."""
+    def finish(self, client: subprocess.Popen[bytes]) -> tuple[int, str]:
+        """Let a copy come to its end: its exit code, and the last that it said."""
         _, told = client.communicate(timeout=DEADLINE)
-        carried = 0
-        for line in told.splitlines():
-            with contextlib.suppress(ValueError):
-                said = json.loads(line)
-                carried = said.get("carried", carried) if isinstance(said, dict) else carried
-        return client.returncode, carried, told.decode(errors="replace").strip().rpartition("\n")[2]
+        return client.returncode, told.decode(errors="replace").strip().rpartition("\n")[2]
 
     # --- what must hold
 
@@ -223,7 +216,7 @@ def kill_once(site: Site, way: str, victim: str, delay: float, findings: Finding
         (client if victim == "client" else site.agent).send_signal(signal.SIGKILL)
         if victim == "agent":
             site.agent.wait()
-        code, _, said = site.finish(client)
+        code, said = site.finish(client)
     if code == 0:
         return False
     findings.kills[name] += 1
@@ -250,7 +243,7 @@ def usual(site: Site) -> dict[str, tuple[float, float]]:
         while site.signature() == before and client.poll() is None:
             time.sleep(0.001)
         first = time.monotonic() - began
-        code, _, said = site.finish(client)
+        code, said = site.finish(client)
         found[way] = (first, time.monotonic() - began)
         if code or (different := site.differences()):
             raise RuntimeError(f"{way}: {code} {said} {different if not code else ''}")
@@ -273,10 +266,9 @@ def run(site: Site, kills: int, chance: random.Random) -> Findings:
             if chance.random() > AGAIN:
                 break
         site.start_agent()
-        code, carried, said = site.finish(site.start_copy(way))
+        code, said = site.finish(site.start_copy(way))
         if code:
             findings.wrong.append(f"{way}: the command given again ended with {code}: {said}")
-        findings.carried[way] += carried
         findings.wrong += [f"{way}, after {victim}: {one}" for one in site.differences()]
         done = sum(findings.kills.values())
         print(f"\r{done} kills, {len(findings.wrong)} wrong", end="", file=sys.stderr, flush=True)
