@@ -49,7 +49,8 @@ from vsockfwd.engine.invocation import Invocation
 from vsockfwd.engine.poll import Poll
 from vsockfwd.engine.proxied import connected_to, header_for, read_header, send_header
 from vsockfwd.engine.pump import BufferPool
-from vsockfwd.engine.relay import Relays, ending_of, relay
+from vsockfwd.engine.relay import ending_of, relay
+from vsockfwd.engine.relays import Relays
 from vsockfwd.engine.rules import Carrying, Keeper, Rules, State, Status, Work
 from vsockfwd.engine.server import Gate, serve_listeners
 from vsockfwd.engine.session import Opened as OpenedStream

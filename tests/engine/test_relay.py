@@ -14,7 +14,8 @@ import trio
 import trio.testing
 
 from vsockfwd.engine.pump import BufferPool
-from vsockfwd.engine.relay import Relays, relay
+from vsockfwd.engine.relay import relay
+from vsockfwd.engine.relays import Relays
 from vsockfwd.events import Ending, Outcome
 from vsockfwd.identity import OwnPeer
 from vsockfwd.transport import tcp, unix

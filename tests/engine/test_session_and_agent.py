@@ -471,7 +471,7 @@ async def test_a_slow_local_reader_never_makes_a_session_look_dead(world: World,
         nursery.cancel_scope.cancel()
 
 
-async def test_a_link_cut_off_in_mid_frame_refuses_to_send_on(world: World):
+async def test_a_link_cut_off_inmid_frame_refuses_to_send_on(world: World):
     near, far = memory_pair()
     machine = StreamMachine(Role.CLIENT)
     machine.ours = machine.theirs = State.OPEN

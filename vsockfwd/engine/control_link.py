@@ -63,7 +63,7 @@ class ControlLink(Wire[ControlEvent]):
     def leave(self, reason: VsockfwdError) -> None:
         """Say what was posted, and goodbye, as far as that takes no waiting; then it is closed."""
         with contextlib.suppress(OSError, LocalProtocolError):
-            if not self._mid_frame:
+            if not self.mid_frame:
                 self.stream.try_send(b"".join(self._posted) + self.machine.bye(reason))
         self.close()
 

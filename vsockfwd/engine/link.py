@@ -1,24 +1,20 @@
 """The stream connection at work: from OK on it is a mode's channel, which can be joined to a plain stream.
 
-The thing to understand first: of the two tasks of such a join, the inward one alone reads the link, from beginning to
-end, so it is the one that hears how the peer's side ended.
+That join is engine/framed.py.
 """
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
-import trio
-
-from vsockfwd.contract import BodyEvent, Data, Ended
-from vsockfwd.engine.pump import Broken, BufferPool, Pump, push
-from vsockfwd.engine.relay import WITHHELD, ending_of, silence, speak_out
+from vsockfwd.contract import BodyEvent, Ended
+from vsockfwd.engine.framed import Framed
+from vsockfwd.engine.pump import BufferPool
 from vsockfwd.engine.wired import Wire
-from vsockfwd.errors import Code, LocalProtocolError, TimedOut, VsockfwdError, from_code, from_oserror
-from vsockfwd.events import Ending, Outcome
+from vsockfwd.errors import Code, LocalProtocolError, VsockfwdError, from_code
+from vsockfwd.events import Outcome
 from vsockfwd.transport.base import Stream
-from vsockfwd.wire.frames import HEADER_LENGTH, Buffer
+from vsockfwd.wire.frames import Buffer
 from vsockfwd.wire.stream import Accepted, Refused, Requested, StreamEvent, StreamMachine, WasReset
 
 COALESCE = 1 << 16
@@ -114,132 +110,10 @@ class Link(Wire[StreamEvent]):
         is aborted. `dialled`: we called the neighbour, it did not call us (see engine/relay.py on half-close).
         `sent` counts neighbour → channel. `idle`, `half_open`: as in engine/relay.py; `live` holds it while it runs.
         """
-        framed = _FramedRelay(self, neighbour, dialled, idle, half_open)
+        framed = Framed(self, neighbour, dialled=dialled)
         live = set() if live is None else live
         live.add(framed)
         try:
-            return await framed.run()
+            return await framed.run(idle, half_open)
         finally:
             live.discard(framed)
-
-
-class _FramedRelay:
-    """A link and a plain stream joined, at work. The inward task alone reads the link, from beginning to end."""
-
-    def __init__(self, link: Link, neighbour: Stream, dialled: bool, idle: float, half_open: float) -> None:
-        self.link = link
-        self.neighbour = neighbour
-        self.idle = idle
-        self.half_open = half_open
-        self.received_before = link.machine.received
-        self.withhold = dialled and not neighbour.features.half_close
-        self.outward_ended = self.inward_ended = False
-        self.outward_over = trio.Event()
-        self.out = Pump(neighbour, link.stream, link._buffers, self._frame, link.frame_limit)
-        self.failure: VsockfwdError | None = None
-        self.ours = False
-        """Whether the failure is the neighbour's, so that the peer has to be told."""
-
-    async def run(self) -> Outcome:
-        started = time.monotonic()
-        try:
-            async with trio.open_nursery() as nursery:
-                self.scope = nursery.cancel_scope
-                if self.idle or self.half_open:
-                    nursery.start_soon(self._watch)
-                nursery.start_soon(self._outward)
-                await self._inward(nursery)
-                if self.idle or self.half_open:
-                    await self.outward_over.wait()
-                    nursery.cancel_scope.cancel()  # only the watch is left
-        finally:
-            clean = self.outward_ended and self.inward_ended and self.failure is None
-            self.neighbour.close() if clean else self.neighbour.abort()
-            if self.failure is not None and self.ours:
-                await self.link.part_with(self.failure)
-            self.link.close()
-        seconds = time.monotonic() - started
-        if self.failure is None:
-            return Outcome(Ending.COMPLETE, "", "", self.sent, self.received, seconds)
-        by = self.neighbour.name if self.ours else self.link.stream.name
-        return Outcome(ending_of(self.failure.code), by, self.failure.message, self.sent, self.received, seconds)
-
-    @property
-    def sent(self) -> int:
-        return self.out.bytes
-
-    @property
-    def received(self) -> int:
-        return self.link.machine.received - self.received_before
-
-    async def _watch(self) -> None:
-        why = await silence(
-            lambda: self.sent + self.received,
-            lambda: self.outward_ended or self.inward_ended,
-            self.idle,
-            self.half_open,
-        )
-        self._fail(TimedOut(f"{self.neighbour.name}: {why}"), ours=True)
-
-    async def _outward(self) -> None:
-        link = self.link
-        try:
-            await self.out.run()
-            await link.write(link.machine.end())
-            self.outward_ended = True
-            if self.inward_ended:
-                self.scope.cancel()  # both have said END: nobody need wait for the other to close
-        except VsockfwdError as error:
-            self._fail(error, ours=False)
-        except (Broken, trio.ClosedResourceError) as error:
-            if isinstance(error, Broken) and error.stream is self.neighbour:
-                self._fail(from_oserror(error.error, error.stream.name), ours=True)
-            else:
-                self._fail(await link.reason_for(error), ours=False)
-        finally:
-            link._mid_frame |= self.out.half_sent
-        self.outward_over.set()
-
-    def _frame(self, buffer: memoryview, size: int) -> memoryview:
-        """A DATA frame in the buffer: its header goes in front of the bytes, so that both leave in one send."""
-        buffer[:HEADER_LENGTH] = self.link.machine.data_header(size)
-        return buffer[: HEADER_LENGTH + size]
-
-    async def _inward(self, nursery: trio.Nursery) -> None:
-        try:
-            while isinstance(event := await self.link.receive(), Data):
-                await push(self.neighbour, event.view)
-            if not isinstance(event, Ended):
-                raise from_code(Code.PROTOCOL, f"{self.link.stream.name}: a frame of its own kind in a plain stream")
-            self.inward_ended = True
-            if not self.withhold:
-                self.neighbour.shutdown_sending()
-            elif not self.outward_ended:
-                nursery.start_soon(self._bound_silence)
-            while not self.outward_ended:
-                await self.link.next()  # a RESET may still come, or the session's loss
-        except EOFError:
-            pass  # the peer has closed after its END; what is still to be sent will find out
-        except Broken as broken:
-            await speak_out(self.outward_over, self.out)
-            self._fail(from_oserror(broken.error, broken.stream.name), ours=True)
-        except VsockfwdError as error:
-            self._fail(error, ours=error.code is Code.PROTOCOL)
-        finally:
-            self.link._release()  # nobody reads any more, while the other direction may take its time
-
-    async def _bound_silence(self) -> None:
-        """The neighbour was not told that nothing more comes: it may wait for that for ever."""
-        moved = -1
-        while moved != self.out.bytes:
-            moved = self.out.bytes
-            await trio.sleep(WITHHELD)
-        self._fail(
-            TimedOut(f"{self.neighbour.name}: nothing came for {WITHHELD:g} s after the question's end"), ours=True
-        )
-
-    def _fail(self, error: VsockfwdError, *, ours: bool) -> None:
-        if self.failure is None:
-            self.failure = error
-            self.ours = ours
-        self.scope.cancel()

@@ -144,11 +144,13 @@ class Pump:
     """One direction between two streams.
 
     `frame` turns a piece into what is sent: it is given a buffer with so many bytes behind HEADER_LENGTH free ones, and
-    returns the part of the buffer to send. A piece has at most `most` bytes. `bytes` counts what was received.
+    returns the part of the buffer to send. A piece has at most `most` bytes. `last` makes what is sent when the source
+    has ended. `bytes` counts what was received.
     """
 
     __slots__ = (
-        "_buffer", "_buffers", "_bulk", "_frame", "_pipe", "_receive", "_rest", "_send", "_splices", "_window",
+        "_buffer", "_buffers", "_bulk", "_frame", "_last", "_over", "_pipe", "_receive", "_rest", "_send", "_splices",
+        "_window",
         "broken", "bytes", "sink", "source",
     )  # fmt: skip
 
@@ -159,6 +161,7 @@ class Pump:
         buffers: BufferPool,
         frame: Callable[[memoryview, int], memoryview] | None = None,
         most: int = FRAME_LIMIT,
+        last: Callable[[], bytes] | None = None,
     ) -> None:
         self.source = source
         self.sink = sink
@@ -168,6 +171,8 @@ class Pump:
         self._send = sink.try_send
         self._buffers = buffers
         self._frame = frame
+        self._last = last
+        self._over = False
         self._window = slice(HEADER_LENGTH, HEADER_LENGTH + most) if frame else slice(most)
         self._buffer: memoryview | None = None
         self._rest: memoryview | None = None
@@ -200,11 +205,14 @@ class Pump:
                     except OSError as error:
                         self.broken = Broken(self.source, error)
                         raise self.broken from None
-                    if not size:
+                    if size:
+                        self.bytes += size
+                        self._bulk = self._splices and size >= SPLICE_FROM
+                        data = self._frame(buffer, size) if self._frame is not None else buffer[:size]
+                    elif self._last is None:
                         return Needs.NOTHING
-                    self.bytes += size
-                    self._bulk = self._splices and size >= SPLICE_FROM
-                    data = self._frame(buffer, size) if self._frame is not None else buffer[:size]
+                    else:
+                        data, self._last, self._over = memoryview(self._last()), None, True
                 try:
                     sent = self._send(data)
                 except BlockingIOError:
@@ -216,6 +224,8 @@ class Pump:
                     data = data[sent:]
                     continue
                 data = None
+                if self._over:
+                    return Needs.NOTHING
                 if self._bulk and (needs := self._splice()) is not None:
                     return needs
                 rounds += 1

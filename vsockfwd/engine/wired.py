@@ -7,7 +7,7 @@ then closes, since closing over unread bytes would tear the frame out of the pee
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 import trio
@@ -46,13 +46,16 @@ class Wire(Generic[E]):
         self.stream = stream
         self.peer = stream.peer
         self._receiver = machine
-        self._buffers = buffers
+        self.buffers = buffers
         self._pending: Iterator[E] = iter(())
         self._loan: memoryview | None = None
         self._reader: object = None
+        self.abandoned: Callable[[], None] | None = None
+        """Called when this is abandoned, just before it is closed: for a reader that is no task."""
         self._end: VsockfwdError | EOFError | None = None
         self._ended = trio.Event()
-        self._mid_frame = False
+        self.mid_frame = False
+        """Whether a frame was left half sent."""
         self._rounds = self._taken = 0
 
     def feed(self, data: bytes) -> None:
@@ -65,24 +68,49 @@ class Wire(Generic[E]):
         Raises what ended the stream: the peer's own reason, Reset, Truncated, PeerBrokeProtocol; EOFError after a
         proper end.
         """
-        self._reader = trio.lowlevel.current_task()
+        self.claim()
         while True:
-            if self._end is not None:
-                raise self._end
-            if self._taken >= EVENTS:
-                self._taken = 0
+            if self._taken >= EVENTS or self._rounds >= ROUNDS:
+                self._taken = self._rounds = 0
                 await trio.lowlevel.checkpoint()
             try:
-                event = next(self._pending, None)
-            except VsockfwdError as error:
-                raise self._finish(error) from None
-            if event is None:
-                await self._pull()
+                event = self.try_next()
+            except BlockingIOError:
+                self._rounds = 0
+                await self.wait_readable()
                 continue
-            self._taken += 1
-            if (reason := self._reason_in(event)) is not None:
-                raise self._finish(reason)
-            return event
+            if event is not None:
+                self._taken += 1
+                return event
+
+    def claim(self) -> None:
+        """From now on this task is the one that reads: who finds a send failing waits for what it hears."""
+        self._reader = trio.lowlevel.current_task()
+
+    async def wait_readable(self) -> None:
+        """Wait until something may be received. Raises Reset where the stream is closed meanwhile, on this side."""
+        try:
+            await self.stream.wait_readable()
+        except trio.ClosedResourceError:
+            raise self._finish(Reset(f"{self.stream.name}: closed on this side")) from None
+
+    def try_next(self) -> E | None:
+        """The next event without a wait, by one receive at most; None where that did not complete one.
+
+        Raises BlockingIOError where there was nothing to receive; otherwise as `next`.
+        """
+        if self._end is not None:
+            raise self._end
+        try:
+            event = next(self._pending, None)
+            if event is None:
+                self._receive()
+                event = next(self._pending, None)
+        except VsockfwdError as error:
+            raise self._finish(error) from None
+        if event is not None and (reason := self._reason_in(event)) is not None:
+            raise self._finish(reason)
+        return event
 
     def _reason_in(self, event: E) -> VsockfwdError | None:
         """The error that an event stands for, if it does."""
@@ -95,39 +123,29 @@ class Wire(Generic[E]):
             self._ended.set()
         return self._end
 
-    async def _pull(self) -> None:
-        """Receive once; no buffer is held while there is nothing to receive, and a flood lets others run."""
+    def _receive(self) -> None:
+        """Receive once; no buffer is held while there is nothing to receive."""
         if self._loan is None:
-            self._loan = self._buffers.borrow()
+            self._loan = self.buffers.borrow()
         try:
             size = self.stream.try_receive_into(self._loan)
         except BlockingIOError:
-            self._release()
-            self._rounds = 0
-            try:
-                await self.stream.wait_readable()
-            except trio.ClosedResourceError:
-                raise self._finish(Reset(f"{self.stream.name}: closed on this side")) from None
-            return
+            self.read_no_more()
+            raise
         except OSError as error:
-            self._release()
+            self.read_no_more()
             raise self._finish(from_oserror(error, self.stream.name)) from None
         if not size:
-            self._release()
-            try:
-                self._receiver.receive_eof()
-            except VsockfwdError as error:
-                raise self._finish(error) from None
+            self.read_no_more()
+            self._receiver.receive_eof()
             raise self._finish(EOFError())
         self._pending = self._receiver.events(self._loan[:size])
         self._rounds += 1
-        if self._rounds >= ROUNDS:
-            self._rounds = 0
-            await trio.lowlevel.checkpoint()
 
-    def _release(self) -> None:
+    def read_no_more(self) -> None:
+        """Give back the buffer; what was received and not yet taken is lost."""
         if self._loan is not None:
-            self._buffers.give_back(self._loan)
+            self.buffers.give_back(self._loan)
             self._loan = None
 
     async def write(self, *parts: Buffer) -> None:
@@ -136,9 +154,9 @@ class Wire(Generic[E]):
         Raises the peer's own reason where it gave one, Reset otherwise. Cancelled half-way, the link is of no more
         use for sending: every later write raises Reset.
         """
-        if self._mid_frame:
+        if self.mid_frame:
             raise Reset(f"{self.stream.name}: an earlier send was cut off")
-        self._mid_frame = True
+        self.mid_frame = True
         try:
             views = [memoryview(part) for part in parts]
             if len(views) > 1:
@@ -147,7 +165,7 @@ class Wire(Generic[E]):
                 await push(self.stream, view)
         except (Broken, OSError, trio.ClosedResourceError) as error:
             raise await self.reason_for(error) from None
-        self._mid_frame = False
+        self.mid_frame = False
 
     async def reason_for(self, error: Exception) -> VsockfwdError:
         """Why a send failed: what the peer had to say before it stopped listening, where it said something."""
@@ -171,7 +189,7 @@ class Wire(Generic[E]):
         """Send a last frame, if there is one and it can still be told from what went before, then close."""
         with trio.move_on_after(LAST_WORDS, shield=True):
             try:
-                if last and not self._mid_frame:
+                if last and not self.mid_frame:
                     await push(self.stream, memoryview(last))
                 self.stream.shutdown_sending()
                 await self._drain()
@@ -193,12 +211,14 @@ class Wire(Generic[E]):
     def abandon(self, reason: VsockfwdError) -> None:
         """Close at once; whoever is waiting on the link gets this reason."""
         self._finish(reason)
+        if self.abandoned is not None:
+            self.abandoned()
         self.stream.close()
 
     def close(self) -> None:
         """Close at once."""
         self._pending = iter(())
-        self._release()
+        self.read_no_more()
         self.stream.close()
 
     async def aclose(self) -> None:

@@ -1,0 +1,223 @@
+"""Any number of relays run by one task, as callbacks over an epoll of our own (engine/poll.py).
+
+The thing to understand first: a relay is two directions that step and never wait (engine/pump.py), so who calls them
+when a socket has something to tell is all there is to it. What needs a clock, which an unclean end does, goes on in
+tasks from where it stands.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import trio
+
+from vsockfwd.engine.framed import Framed
+from vsockfwd.engine.link import Link
+from vsockfwd.engine.poll import ARRIVALS, ROOM, Poll
+from vsockfwd.engine.pump import Broken, BufferPool, Needs
+from vsockfwd.engine.relay import Direction, Plain, Then
+from vsockfwd.errors import VsockfwdError
+from vsockfwd.events import Ending, Outcome, Problem, Report
+from vsockfwd.transport.base import SocketStream, Stream
+
+
+class Relay(Protocol):
+    """What Plain and Framed have in common."""
+
+    near: Stream
+    far: Stream
+
+    @property
+    def forth(self) -> Direction: ...
+    @property
+    def back(self) -> Direction: ...
+    @property
+    def sent(self) -> int: ...
+    @property
+    def received(self) -> int: ...
+    @property
+    def clean(self) -> bool: ...
+    def told(self, tell: Callable[[], None]) -> None: ...
+    def ended(self, pump: Any) -> Then: ...
+    def failed(self, pump: Any, error: Broken | VsockfwdError) -> Then: ...
+    def stop(self) -> None: ...
+    def broke(self, why: str) -> None: ...
+    def finish(self) -> Outcome: ...
+    async def run(self, idle: float, half_open: float) -> Outcome: ...
+
+
+Over = Callable[[Outcome], None]
+"""Called when a relay is over, however that came."""
+
+
+class Relays:
+    """Any number of relays, run in one task. A context: what still runs when it is left is aborted."""
+
+    def __init__(
+        self,
+        buffers: BufferPool,
+        report: Report,
+        *,
+        live: set[Any] | None = None,
+        idle: float = 0.0,
+        half_open: float = 0.0,
+    ) -> None:
+        """`live` holds the relays that run, each with `sent` and `received`; `idle` and `half_open` as in `relay`."""
+        self.live = set() if live is None else live
+        self.poll = Poll()
+        self._buffers = buffers
+        self._report = report
+        self._idle = idle
+        self._half_open = half_open
+        self._watched: dict[Relay, _Watched] = {}
+        self._manager = trio.open_nursery()
+
+    async def __aenter__(self) -> Self:
+        self._nursery = await self._manager.__aenter__()
+        self._nursery.start_soon(self.poll.run)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        self._nursery.cancel_scope.cancel()
+        try:
+            return await self._manager.__aexit__(kind, error, trace)
+        finally:
+            for watched in list(self._watched.values()):
+                watched.stop()
+            self.poll.close()
+
+    def start_soon(self, function: Callable[..., Awaitable[object]], *arguments: Any) -> None:
+        """Run what does need a task, for as long as the context."""
+        self._nursery.start_soon(function, *arguments)
+
+    def begin(self, near: Stream, far: Stream, ended: Over) -> None:
+        """Join two streams as `relay` does, at once."""
+        self._begin(Plain(near, far, self._buffers), far.features.half_close, ended)
+
+    def join(self, link: Link, neighbour: Stream, ended: Over, *, dialled: bool = False) -> Framed:
+        """Join a link and a stream as the link's own `relay` does, at once."""
+        framed = Framed(link, neighbour, dialled=dialled)
+        self._begin(framed, True, ended)
+        return framed
+
+    def cut(self, framed: Framed, reason: VsockfwdError) -> None:
+        """End a relay, and tell its peer why."""
+        framed.cut(reason)
+        if (watched := self._watched.get(framed)) is not None:
+            watched.go_on_in_tasks()
+
+    def _begin(self, relay: Relay, may_be_watched: bool, ended: Over) -> None:
+        self.live.add(relay)
+        near, far = relay.near, relay.far
+        if self._idle or self._half_open:
+            may_be_watched = False
+        if may_be_watched and isinstance(near, SocketStream) and isinstance(far, SocketStream):
+            self._watched[relay] = watched = _Watched(relay, near, far, self, ended)
+            watched.begin()
+        else:
+            self._nursery.start_soon(self._in_tasks, relay, ended)
+
+    async def _in_tasks(self, relay: Relay, ended: Over) -> None:
+        outcome = Outcome(Ending.STOPPED)
+        try:
+            outcome = await relay.run(self._idle, self._half_open)
+        except Exception as bug:  # noqa: BLE001 - it must not end the others
+            problem = Problem.of(relay.near.name, bug)
+            self._report(problem)
+            outcome = Outcome(Ending.FAILED, "", problem.why)
+        finally:
+            self.live.discard(relay)
+            ended(outcome)
+
+
+class _Watched:
+    """A relay of two sockets as callbacks. What raises in them ends this relay alone."""
+
+    __slots__ = ("_ended", "_far", "_group", "_near", "_poll", "_roomy", "relay")
+
+    def __init__(self, relay: Relay, near: SocketStream, far: SocketStream, group: Relays, ended: Over) -> None:
+        self.relay = relay
+        self._near = near.sock
+        self._far = far.sock
+        self._group = group
+        self._poll = group.poll
+        self._ended = ended
+        self._roomy: set[Stream] = set()
+        """The streams that tell when they have room."""
+
+    def begin(self) -> None:
+        self.relay.told(functools.partial(self._step, self.relay.back))
+        self._poll.add(self._near, self._near_told, ARRIVALS)
+        self._poll.add(self._far, self._far_told, ARRIVALS)
+        self._step(self.relay.forth)
+
+    def _near_told(self, events: int) -> None:
+        if events & ROOM:
+            self._step(self.relay.back)
+        if events & ~ROOM:
+            self._step(self.relay.forth)
+
+    def _far_told(self, events: int) -> None:
+        if events & ROOM:
+            self._step(self.relay.forth)
+        if events & ~ROOM:
+            self._step(self.relay.back)
+
+    def _step(self, pump: Direction) -> None:
+        relay = self.relay
+        if relay not in self._group._watched:
+            return
+        try:
+            needs = pump.step()
+            if needs is Needs.BYTES:
+                return
+            if needs is Needs.ROOM:
+                self._watch_room(pump.sink)
+                return
+            if needs is Needs.TURN:
+                self._poll.again(functools.partial(self._step, pump))
+                return
+            then = relay.ended(pump)
+        except (Broken, VsockfwdError) as error:
+            then = relay.failed(pump, error)
+        except Exception as bug:  # noqa: BLE001 - it must not end the others
+            problem = Problem.of(relay.near.name, bug)
+            self._group._report(problem)
+            relay.broke(problem.why)
+            then = Then.OVER
+        if then is Then.OVER:
+            self._over()
+        elif then is Then.TASKS:
+            self.go_on_in_tasks()
+
+    def _watch_room(self, sink: Stream) -> None:
+        """From the first time that a socket was full on it is told whenever it has room again: that costs nothing."""
+        if sink not in self._roomy:
+            self._roomy.add(sink)
+            self._poll.change(self._near if sink is self.relay.near else self._far, ARRIVALS | ROOM)
+
+    def stop(self) -> None:
+        self.relay.stop()
+        self._over()
+
+    def _over(self) -> None:
+        del self._group._watched[self.relay]
+        self._group.live.discard(self.relay)
+        self._poll.closing(self._near)
+        self._poll.closing(self._far)
+        if self.relay.clean:
+            # No task waits on these, so trio need not be told: two system calls less.
+            self._near.close()
+            self._far.close()
+        self._ended(self.relay.finish())
+
+    def go_on_in_tasks(self) -> None:
+        del self._group._watched[self.relay]
+        self._poll.forget(self._near)
+        self._poll.forget(self._far)
+        self._group._nursery.start_soon(self._group._in_tasks, self.relay, self._ended)
