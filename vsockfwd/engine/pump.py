@@ -131,7 +131,7 @@ class Needs(enum.Enum):
     """What a pump needs before its next step."""
 
     BYTES = 1
-    """The source has nothing now."""
+    """The source has nothing now, or gave less than it might have: who waits has to ask whether more is there."""
     ROOM = 2
     """The sink takes nothing now."""
     TURN = 3
@@ -149,7 +149,7 @@ class Pump:
     """
 
     __slots__ = (
-        "_buffer", "_buffers", "_bulk", "_frame", "_last", "_over", "_pipe", "_receive", "_rest", "_send", "_splices",
+        "_buffer", "_buffers", "_bulk", "_frame", "_last", "_little", "_over", "_pipe", "_receive", "_rest", "_send", "_splices",
         "_window",
         "broken", "bytes", "sink", "source",
     )  # fmt: skip
@@ -174,6 +174,8 @@ class Pump:
         self._last = last
         self._over = False
         self._window = slice(HEADER_LENGTH, HEADER_LENGTH + most) if frame else slice(most)
+        self._little = SPLICE_LEAST if source.empties else 0
+        """Bytes of a receive below which another one would be in vain."""
         self._buffer: memoryview | None = None
         self._rest: memoryview | None = None
         self._pipe: _Pipe | None = None
@@ -191,7 +193,7 @@ class Pump:
             raise self.broken
         if self._bulk and self._rest is None and (needs := self._splice()) is not None:
             return needs
-        rounds = 0
+        rounds = size = 0
         buffer, data = self._buffer, self._rest
         if buffer is None:
             buffer = self._buffers.borrow()
@@ -228,6 +230,8 @@ class Pump:
                     return Needs.NOTHING
                 if self._bulk and (needs := self._splice()) is not None:
                     return needs
+                if size < self._little:
+                    return Needs.BYTES
                 rounds += 1
                 if rounds == ROUNDS:
                     return Needs.TURN

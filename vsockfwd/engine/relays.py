@@ -175,6 +175,7 @@ class _Watched:
         try:
             needs = pump.step()
             if needs is Needs.BYTES:
+                self._ask(pump.source)
                 return
             if needs is Needs.ROOM:
                 self._watch_room(pump.sink)
@@ -195,11 +196,19 @@ class _Watched:
         elif then is Then.TASKS:
             self.go_on_in_tasks()
 
+    def _ask(self, stream: Stream) -> None:
+        """Have it told if there is more: cheaper than to receive in vain, and what lies behind an out-of-band byte or a
+        passed descriptor, where a receive stops, is not forgotten."""
+        self._poll.change(
+            self._near if stream is self.relay.near else self._far,
+            ARRIVALS | ROOM if stream in self._roomy else ARRIVALS,
+        )
+
     def _watch_room(self, sink: Stream) -> None:
         """From the first time that a socket was full on it is told whenever it has room again: that costs nothing."""
         if sink not in self._roomy:
             self._roomy.add(sink)
-            self._poll.change(self._near if sink is self.relay.near else self._far, ARRIVALS | ROOM)
+            self._ask(sink)
 
     def stop(self) -> None:
         self.relay.stop()

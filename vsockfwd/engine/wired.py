@@ -54,6 +54,8 @@ class Wire(Generic[E]):
         """Called when this is abandoned, just before it is closed: for a reader that is no task."""
         self._end: VsockfwdError | EOFError | None = None
         self._ended = trio.Event()
+        self._emptied = False
+        """Whether a further receive would most likely be in vain."""
         self.mid_frame = False
         """Whether a frame was left half sent."""
         self._rounds = self._taken = 0
@@ -104,6 +106,10 @@ class Wire(Generic[E]):
         try:
             event = next(self._pending, None)
             if event is None:
+                if self._emptied:
+                    self._emptied = False
+                    self.read_no_more()
+                    raise BlockingIOError
                 self._receive()
                 event = next(self._pending, None)
         except VsockfwdError as error:
@@ -139,6 +145,7 @@ class Wire(Generic[E]):
             self.read_no_more()
             self._receiver.receive_eof()
             raise self._finish(EOFError())
+        self._emptied = self.stream.empties and size < SCRAP
         self._pending = self._receiver.events(self._loan[:size])
         self._rounds += 1
 

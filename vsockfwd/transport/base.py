@@ -60,6 +60,9 @@ class Stream(trio.abc.HalfCloseableStream):
     name: str = ""
     sock: socket.socket | None = None
     """The socket itself, where there is one: to ask it things, not to send past `try_send`."""
+    empties: bool = False
+    """Whether a receive that filled just a part of its buffer has most likely left nothing, and whether something is
+    left is what `wait_readable` asks the kernel."""
     _busy_sending = _busy_receiving = _sent_eof = False
 
     @abstractmethod
@@ -175,6 +178,8 @@ _LINGER_NOT = struct.pack("ii", 1, 0)
 
 class SocketStream(Stream):
     """A stream over a connected, non-blocking socket, which it owns."""
+
+    empties = True
 
     def __init__(self, sock: socket.socket, features: Features, peer: Identity, name: str) -> None:
         self.sock: socket.socket = sock

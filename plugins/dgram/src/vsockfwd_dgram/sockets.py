@@ -380,7 +380,7 @@ class CountingPoll:
     """
 
     def __init__(self, lost: Callable[[int], None]) -> None:
-        self._poll = Poll(batches=1)  # the tasks that send what was drained have their turn after each
+        self._poll = Poll()
         self._counted: dict[socket.socket, int] = {}
         self._turns: Iterator[socket.socket] = iter(())
         self._lost = lost
