@@ -147,6 +147,18 @@ class Call(Protocol):
 Serve = Callable[[Call], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Join:
+    """What a request may come down to: an address to dial, and what is reached there is the body.
+
+    `reply` makes the answer, from who was reached; `ended` is told how it ended.
+    """
+
+    connect: str
+    reply: Callable[[Identity], msgspec.Struct | None]
+    ended: Callable[[Outcome], None]
+
+
 def touches_nothing(arguments: bytes) -> tuple[Resource, ...]:
     """For modes whose requests touch nothing that a policy names."""
     return ()
@@ -156,8 +168,9 @@ def touches_nothing(arguments: bytes) -> tuple[Resource, ...]:
 class Mode:
     """One mode. Everything but the name and the summary is there as far as the mode has it.
 
-    `serve` handles requests to the agent; `resources` tells, from a request's raw arguments (msgpack), which
-    resources it touches, so that the policy can be asked before the handler runs; it raises BadRequest for nonsense.
+    `serve` handles requests to the agent. Or `join` does: it says what to dial for a request, or raises BadRequest, and
+    leaves the rest to the engine, which needs no task for it. `resources` tells, from a request's raw arguments
+    (msgpack), which resources it touches, so that the policy can be asked before; it raises BadRequest for nonsense.
     `rules` are the kinds of `[[forward]]` rule that it brings.
     """
 
@@ -166,6 +179,7 @@ class Mode:
     contract: int = CONTRACT
     versions: tuple[int, ...] = (1,)
     serve: Serve | None = None
+    join: Callable[[Call], Join] | None = None
     resources: Callable[[bytes], tuple[Resource, ...]] = touches_nothing
     rules: tuple[RuleKind, ...] = ()
 

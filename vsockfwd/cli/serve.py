@@ -27,7 +27,7 @@ from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent
 from vsockfwd.engine.calling import Calling
 from vsockfwd.engine.invocation import Invocation
-from vsockfwd.engine.server import Gate, serve_listeners
+from vsockfwd.engine.server import Gate
 from vsockfwd.errors import AddressError, NotAllowed, UsageError, VsockfwdError, printable
 from vsockfwd.events import Listening
 from vsockfwd.identity import CID_ANY, GuestPeer, Identity, VsockPeer
@@ -179,7 +179,7 @@ async def _serve(
         async with trio.open_nursery() as nursery:
             for place in places:
                 nursery.start_soon(Calling(agent, place, gate).run)
-            nursery.start_soon(serve_listeners, listeners, agent.handle, engine.report, gate)
+            nursery.start_soon(agent.serve, listeners, gate)
 
 
 async def _listen(engine: Engine, addresses: list[Address], policy: Policy) -> list[Listener]:

@@ -116,6 +116,7 @@ class Framed:
             neighbour, link.stream, link.buffers, self._frame, link.frame_limit, lambda: link.machine.end()
         )
         self.back = Inward(link, neighbour)
+        self.may_hold = True
         self._withhold = dialled and not neighbour.features.half_close
         self._started = time.monotonic()
         self._outward_over = trio.Event()

@@ -149,8 +149,8 @@ class Pump:
     """
 
     __slots__ = (
-        "_buffer", "_buffers", "_bulk", "_frame", "_last", "_little", "_over", "_pipe", "_receive", "_rest", "_send", "_splices",
-        "_window",
+        "_buffer", "_buffers", "_bulk", "_frame", "_last", "_little", "_over", "_pipe", "_receive", "_rest", "_send",
+        "_splices", "_window",
         "broken", "bytes", "sink", "source",
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ import errno
 import socket
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -299,11 +299,32 @@ class SocketListener(Listener):
 A = TypeVar("A", bound=Address)
 
 
+class Dial:
+    """A connection on its way: its socket has room when it has been answered, and `stream` makes it one."""
+
+    def __init__(self, sock: socket.socket, made: Callable[[], Stream]) -> None:
+        self.sock = sock
+        self._made = made
+
+    def stream(self) -> Stream:
+        """The stream, once there is room. Raises OSError, and closes it."""
+        try:
+            if number := self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise OSError(number, "connect failed")
+            return self._made()
+        except BaseException:
+            self.sock.close()
+            raise
+
+
 class Transport(ABC, Generic[A]):
     """One scheme: how its addresses are dialled and listened on."""
 
-    def connect_now(self, address: A) -> Stream | None:
-        """Open a stream where that takes no time; None where it takes some. Raises as `connect` does."""
+    def connect_now(self, address: A) -> Stream | Dial | None:
+        """Open a stream without a wait, or begin to; None where it takes more than that.
+
+        Raises as `connect` does. Where a Dial fails, `connect` may still succeed: it tries other ways too.
+        """
         return None
 
     async def connect(self, address: A, *, privileged: bool = False) -> Stream:

@@ -22,6 +22,7 @@ from vsockfwd.errors import CannotCreate, Refused, Unreachable, VsockfwdError
 from vsockfwd.identity import Identity, UnixPeer
 from vsockfwd.transport.base import (
     BACKLOG,
+    Dial,
     Features,
     SocketListener,
     SocketStream,
@@ -173,7 +174,7 @@ class _Transport(Transport[A]):
     def sockaddr(self, address: A) -> bytes:
         """The name that the kernel is given."""
 
-    def connect_now(self, address: A) -> Stream | None:
+    def connect_now(self, address: A) -> Stream | Dial | None:
         sock = connect_unix_now(self.sockaddr(address), address)
         return None if sock is None else _stream(sock, address)
 
