@@ -204,10 +204,16 @@ class SocketStream(Stream):
         return self.sock.fileno() if self.features.splice_to else None
 
     async def wait_readable(self) -> None:
+        self._check_open()
         await trio.lowlevel.wait_readable(self.sock)
 
     async def wait_writable(self) -> None:
+        self._check_open()
         await trio.lowlevel.wait_writable(self.sock)
+
+    def _check_open(self) -> None:
+        if self.sock.fileno() < 0:
+            raise trio.ClosedResourceError(f"{self.name}: closed on this side")
 
     def shutdown_sending(self) -> None:
         try:
