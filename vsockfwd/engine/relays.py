@@ -20,7 +20,7 @@ from vsockfwd.engine.poll import ARRIVALS, ROOM, Deadlines, Poll
 from vsockfwd.engine.pump import Broken, BufferPool, Needs
 from vsockfwd.engine.relay import Direction, Plain, Then
 from vsockfwd.engine.server import Handler, contain
-from vsockfwd.errors import VsockfwdError
+from vsockfwd.errors import VsockfwdError, from_oserror
 from vsockfwd.events import Ending, Outcome, Problem, Report
 from vsockfwd.transport.base import CONNECT_TIMEOUT, Dial, SocketStream, Stream
 
@@ -195,8 +195,13 @@ class _Watched:
 
     def begin(self) -> None:
         self.relay.told(functools.partial(self._step, self.relay.back))
-        self._poll.add(self._near, self._near_told, ARRIVALS)
-        self._poll.add(self._far, self._far_told, ARRIVALS)
+        try:
+            self._poll.add(self._near, self._near_told, ARRIVALS)
+            self._poll.add(self._far, self._far_told, ARRIVALS)
+        except OSError as error:  # this user watches as much as the kernel lets anyone (epoll(7))
+            self.relay.broke(from_oserror(error, "watching it").message)
+            self._over()
+            return
         self._step(self.relay.forth)
         if self.relay.may_hold:
             self._step(self.relay.back)

@@ -1,0 +1,214 @@
+"""The sweeps: a fault at each call in turn, a cancellation at each step of each task in turn.
+
+After every fault the service has to be what it was before: as many descriptors, as many tasks, and an exchange that
+nothing befalls goes through whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+from trio.testing import MockClock
+
+from tests.faults.injector import HARMLESS, MOST_WAYS, Faults, injected
+from tests.faults.scenarios import Make, Scenario, Wrong
+
+JUMP, JUMP_BESIDE_THREADS = 0.001, 0.02
+"""Seconds without anything to do after which the clock jumps."""
+
+SETTLE = 200.0
+"""Seconds of the jumping clock until everything is as it was: a rule's longest pause among them."""
+
+
+@dataclass
+class Tally:
+    """What came of a sweep. `wrong` has the fault and what was wrong after it."""
+
+    scenario: str
+    points: int = 0
+    complete: int = 0
+    """Exchanges that got through all the same."""
+    failed: int = 0
+    """… that did not, and said so."""
+    wrong: list[str] = field(default_factory=list)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def tasks() -> int:
+    """Tasks that live, in all."""
+    root = trio.lowlevel.current_root_task()
+    assert root is not None
+    waiting, count = [root], 0
+    while waiting:
+        task = waiting.pop()
+        count += 1
+        for nursery in task.child_nurseries:
+            waiting += nursery.child_tasks
+    return count
+
+
+async def settled(before: tuple[int, int]) -> None:
+    """Wait until descriptors and tasks are as many as before. Raises Wrong."""
+    with trio.move_on_after(SETTLE):
+        while (descriptors(), tasks()) != before:
+            await trio.sleep(0.2)
+        return
+    raise Wrong(f"descriptors and tasks {before} before, {(descriptors(), tasks())} after")
+
+
+def clock(scenario: Scenario) -> MockClock:
+    return MockClock(autojump_threshold=JUMP_BESIDE_THREADS if scenario.threads else JUMP)
+
+
+# --- faults
+
+Points = Callable[[int], Iterator[int]]
+"""Which of so many calls are made to fail."""
+
+
+def every(count: int) -> Iterator[int]:
+    return iter(range(count))
+
+
+def sweep_faults(name: str, make: Make, points: Points = every) -> Tally:
+    """A fault at each of the points, in each of the ways that the call there has."""
+    tally = Tally(name)
+
+    async def main(scenario: Scenario, faults: Faults) -> None:
+        async with scenario.service():
+            for _ in range(2):
+                await once(scenario)  # what is made at first use is there from then on
+            before = await steady()
+            faults.arm()
+            await once(scenario)
+            count = len(faults.calls)
+            faults.disarm()
+            await settled(before)
+            for at, way in itertools.product(points(count), range(MOST_WAYS)):
+                faults.arm(at, way)
+                try:
+                    scenario.may_leave = True
+                    await scenario.exchange()
+                    faults.disarm()
+                    if faults.hit is None:
+                        continue  # the call has fewer ways, or this time there were fewer calls
+                    tally.points += 1
+                    tally.complete += scenario.complete
+                    tally.failed += not scenario.complete
+                    if faults.hit[1] in HARMLESS and not scenario.complete:
+                        raise Wrong("what does no harm was taken for a failure")
+                    scenario.bugs()
+                    scenario.may_leave = False
+                    if not scenario.lazy:
+                        await settled(before)
+                    await once(scenario)
+                    await settled(before)
+                except Wrong as wrong:
+                    faults.disarm()
+                    tally.wrong.append(f"{name}, call {at}: {faults.told()}: {wrong}")
+                    if len(tally.wrong) >= 20:
+                        return
+                    before = await steady()
+
+    with tempfile.TemporaryDirectory(prefix="vsockfwd-faults-") as folder, injected() as faults:
+        scenario = make(Path(folder))
+        trio.run(main, scenario, faults, clock=clock(scenario))
+    return tally
+
+
+async def once(scenario: Scenario) -> None:
+    """An exchange that nothing befalls. Raises Wrong where it is not whole."""
+    for attempt in range(3):
+        await scenario.exchange()
+        if scenario.complete:
+            return
+        await trio.sleep(30 * attempt)  # a rule's pause between two attempts
+    raise Wrong("afterwards nothing gets through any more")
+
+
+async def steady() -> tuple[int, int]:
+    """What there is, once it stays the same."""
+    seen = (0, 0)
+    while seen != (seen := (descriptors(), tasks())):
+        await trio.sleep(10)
+    return seen
+
+
+# --- cancellations
+
+
+class _Cancels(trio.abc.Instrument):
+    """Counts the steps of all tasks, and cancels a scope before one of them."""
+
+    def __init__(self, scope: trio.CancelScope, at: int) -> None:
+        self.steps = 0
+        self._scope = scope
+        self._at = at
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self.steps == self._at:
+            self._scope.cancel()
+        self.steps += 1
+
+
+def sweep_cancellations(name: str, make: Make, half: str, points: Points = every) -> Tally:
+    """One half of the service (`agent_scope`, `client_scope`) is cancelled at each of the points."""
+    tally = Tally(name)
+
+    async def attempt(scenario: Scenario, at: int) -> int:
+        async with scenario.service():
+            canceller = _Cancels(getattr(scenario, half), at)
+            trio.lowlevel.add_instrument(canceller)
+            try:
+                await scenario.exchange()
+            finally:
+                trio.lowlevel.remove_instrument(canceller)
+            scenario.bugs()
+        return canceller.steps
+
+    async def within(scenario: Scenario, at: int) -> int:
+        with trio.move_on_after(3000):
+            return await attempt(scenario, at)
+        raise Wrong("it does not end")
+
+    def run(at: int) -> int:
+        with tempfile.TemporaryDirectory(prefix="vsockfwd-faults-") as folder:
+            before = descriptors()
+            scenario = make(Path(folder))
+            try:
+                steps = trio.run(within, scenario, at, clock=clock(scenario))
+            finally:
+                run.complete = scenario.complete  # type: ignore[attr-defined]
+            if descriptors() != before:
+                raise Wrong(f"{before} descriptors before, {descriptors()} after")
+            return steps
+
+    count = run(-1)
+    for at in points(count):
+        try:
+            run(at)
+            tally.points += 1
+            if run.complete:  # type: ignore[attr-defined]
+                tally.complete += 1
+            else:
+                tally.failed += 1
+        except BaseException as error:  # noqa: BLE001 - told with its place
+            wrong: Any = error
+            while isinstance(wrong, BaseExceptionGroup):
+                wrong = wrong.exceptions[0]
+            if isinstance(wrong, KeyboardInterrupt):
+                raise
+            tally.wrong.append(f"{name}, {half} cancelled at step {at}: {type(wrong).__name__}: {wrong}")
+            if len(tally.wrong) >= 20:
+                break
+    return tally
