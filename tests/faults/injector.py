@@ -41,7 +41,7 @@ WAYS: dict[str, tuple[int, ...]] = {
     "recvmsg_into": (AGAIN, errno.EIO),
     "send": _SENDING,
     "sendmsg": _SENDING,
-    "sendto": (errno.ENOBUFS, errno.ENETUNREACH),
+    "send datagram": (AGAIN, errno.ENOBUFS, errno.ECONNREFUSED),
     "epoll": _MAKING,
     "register": (errno.ENOSPC, errno.ENOMEM),
     "modify": (errno.ENOMEM,),
@@ -50,7 +50,9 @@ WAYS: dict[str, tuple[int, ...]] = {
     "open": (errno.EMFILE, errno.EIO, errno.ENOSPC),
     "dup": _MAKING,
     "scandir": (errno.EMFILE, errno.EIO),
-    **dict.fromkeys(("read", "readv", "pread", "preadv", "readlink", "fstat", "lseek", "listxattr"), _READING),
+    **dict.fromkeys(
+        ("read", "readv", "pread", "preadv", "readlink", "fstat", "stat", "lstat", "lseek", "listxattr"), _READING
+    ),
     **dict.fromkeys(("write", "pwrite", "ftruncate", "mkdir", "link", "symlink", "rename", "setxattr"), _WRITING),
     **dict.fromkeys(("fsync", "unlink", "rmdir", "utime", "chmod", "fchmod", "chown", "copy_file_range"), _READING),
 }
@@ -172,7 +174,7 @@ def _socket_class(faults: Faults) -> type[socket.socket]:
             super().connect(address)
 
         def sendto(self, *arguments: Any) -> int:
-            faults.passes("sendto")
+            faults.passes("send datagram")
             return super().sendto(*arguments)
 
         def recvmsg_into(self, *arguments: Any) -> Any:
@@ -180,6 +182,8 @@ def _socket_class(faults: Faults) -> type[socket.socket]:
             return super().recvmsg_into(*arguments)
 
         def _tried(self, name: str) -> int:
+            if self.type == socket.SOCK_DGRAM and name.startswith("send"):
+                name = "send datagram"
             try:
                 return faults.passes(name, 3)
             except BlockingIOError:

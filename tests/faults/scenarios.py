@@ -16,7 +16,7 @@ import functools
 import os
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class Neighbour:
         self.sock = sock
         self.got = bytearray()
         self.end = "open"
+        self.broken = ""
 
     async def send(self, data: bytes) -> None:
         view = memoryview(data)
@@ -72,8 +73,9 @@ class Neighbour:
                 view = view[self.sock.send(view) :]
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(self.sock)
-            except OSError:
-                return  # how it ended is seen where it is read
+            except OSError as error:  # the kernel tells it once: who reads next would see an end
+                self.broken = errno.errorcode[error.errno or 0]
+                return
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
 
@@ -88,7 +90,7 @@ class Neighbour:
                 self.end = errno.errorcode[error.errno or 0]
                 return
             if not data:
-                self.end = "end"
+                self.end = self.broken or "end"
                 return
             self.got += data
 
@@ -141,12 +143,12 @@ def free_port() -> int:
 class Scenario(ABC):
     """`folder` is the scenario's own. `told`: all that was reported."""
 
+    halves: tuple[str, ...] = ("client_scope", "agent_scope")
+    """What of it can be cancelled by itself."""
     threads = False
     """Whether it works in threads, so that the clock may jump only after a while."""
     lazy = False
     """Whether what was lost is made anew by the next exchange only."""
-    may_leave = False
-    """Whether what fails may be what would take a temporary file away."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -166,6 +168,14 @@ class Scenario(ABC):
         """Once; `settle` what it leaves. Raises Wrong. Notes in `complete` whether everything got through."""
 
     complete = False
+
+    def left(self) -> list[str]:
+        """Files that should be gone, once all has settled."""
+        return []
+
+    def descriptors(self) -> int:
+        """Descriptors of this process, without the pipes that the engine keeps to splice through."""
+        return len(os.listdir("/proc/self/fd")) - 2 * len(self.engine.buffers._pipes)
 
     def bugs(self) -> None:
         """Raises Wrong where something was reported that only a bug can bring about."""
@@ -204,7 +214,7 @@ class Scenario(ABC):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(work)
             await up.wait()
-            while self.work.state is not State.UP:
+            while self.work.state is not State.UP:  # noqa: ASYNC110 - what is waited for has no event
                 await trio.sleep(0.01)
             yield
             nursery.cancel_scope.cancel()
@@ -257,7 +267,7 @@ class Streams(Scenario):
         question, answer = pattern(self.size, 7), pattern(2 * self.size, 1 << 20)
         client = await self.connected()
         if client is None:
-            raise Wrong("nobody listens any more")
+            return
         far: list[Neighbour] = []
         client_over, far_over = trio.Event(), trio.Event()
 
@@ -319,6 +329,8 @@ class Streams(Scenario):
 class Raw(Streams):
     """`forward LISTEN CONNECT`, TCP to TCP."""
 
+    halves = ("client_scope",)
+
     @contextlib.asynccontextmanager
     async def carrying(self) -> AsyncIterator[None]:
         ends = {"listen": StreamEnd.read(f"tcp:127.0.0.1:{self.port}"), "connect": StreamEnd.read(self.server.address)}
@@ -335,6 +347,8 @@ class RawToUnix(Raw):
 
 class RawWithClock(Streams):
     """The same with a limit on silence, so that tasks carry it."""
+
+    halves = ("client_scope",)
 
     @contextlib.asynccontextmanager
     async def carrying(self) -> AsyncIterator[None]:
@@ -402,6 +416,7 @@ class Dynamic(Streams):
 class Relay(Streams):
     """`relay TCP-LISTEN,fork TCP`: socat's words."""
 
+    halves = ("client_scope",)
     far_word = "TCP"
 
     @contextlib.asynccontextmanager
@@ -428,6 +443,17 @@ class RelayToUnix(Relay):
     size = 400_000
 
 
+async def tick() -> None:
+    """Keep the clock from jumping far while a thread is slow."""
+    while True:  # noqa: ASYNC110 - it waits for nothing
+        await trio.sleep(10)
+
+
+STOOD = b"as it was"
+PART = ".vsockfwd."
+"""In the names of files that are not complete yet."""
+
+
 class Copies(Scenario):
     """A copy of a small tree, put or got: each file is there as it was sent, as it stood before, or not at all.
 
@@ -437,6 +463,11 @@ class Copies(Scenario):
 
     threads = True
     towards = "put"
+    options = Options(recursive=True)
+    stood = ("tree/old",)
+    """What stands in the sink before, by names of the source or others; each is small."""
+    after: tuple[str, ...] = ()
+    """… and what of that stands there in the end, beside the source's."""
 
     @contextlib.asynccontextmanager
     async def service(self) -> AsyncIterator[None]:
@@ -461,10 +492,12 @@ class Copies(Scenario):
         return found
 
     def prepare(self) -> None:
-        """The sink as it was before: with an old file of one of the names."""
+        """The sink as it was before."""
         _remove(self.sink)
         (self.sink / "tree").mkdir(parents=True)
-        (self.sink / "tree" / "old").write_bytes(b"as it was")
+        for name in self.stood:
+            (self.sink / name).parent.mkdir(exist_ok=True)
+            (self.sink / name).write_bytes(STOOD)
 
     async def exchange(self) -> None:
         self.complete = False
@@ -473,10 +506,13 @@ class Copies(Scenario):
         self.scope, self.client_scope = self.client_scope, trio.CancelScope()
         code = 1
         with trio.move_on_after(PATIENCE) as scope:
-            try:
-                code = await self.copy()
-            except VsockfwdError as error:
-                code = error.exit_code
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(tick)
+                try:
+                    code = await self.copy()
+                except VsockfwdError as error:
+                    code = error.exit_code
+                nursery.cancel_scope.cancel()
         if scope.cancelled_caught:
             raise Wrong("it hangs")
         self.judge(code)
@@ -489,8 +525,11 @@ class Copies(Scenario):
             else (f"{far}{self.source}/tree", str(self.sink))
         )
         with self.scope:
-            return await copy(self.engine, plan(words), Options(recursive=True))
+            return await copy(self.engine, plan(words), self.options)
         return 130
+
+    def left(self) -> list[str]:
+        return [] if self.options.resume else [name for name in self.stands() if PART in name]
 
     def judge(self, code: int) -> None:
         whole = {
@@ -501,14 +540,12 @@ class Copies(Scenario):
             if path.is_symlink() or path.is_file()
         }
         stands = self.stands()
-        left = [name for name in stands if ".vsockfwd." in name]
         for name, content in stands.items():
-            if name in left:
-                continue
-            if content not in (whole.get(name), b"as it was" if name == "tree/old" else None):
+            if PART in name and code:
+                continue  # until all has settled
+            if content not in (whole.get(name), STOOD if name in (*self.stood, *self.after) else None):
                 raise Wrong(f"{name} is there with {len(content)} bytes that are not the source's")
-        if left and not self.may_leave:
-            raise Wrong(f"left behind: {left}")
+        whole |= dict.fromkeys(self.after, STOOD)
         if code == 0 and stands != whole:
             missing = set(whole) ^ set(stands) or {name for name in whole if stands[name] != whole[name]}
             raise Wrong(f"a success without {missing}")
@@ -519,6 +556,22 @@ class Got(Copies):
     """The other way."""
 
     towards = "get"
+
+
+class PutOver(Copies):
+    """Over what stands there: compared block by block, what the source has not is removed, all is synced."""
+
+    options = Options(recursive=True, delta=True, delete=True, fsync=True, xattrs=True, hard_links=True)
+    stood = ("tree/old", "tree/large", "tree/gone", "tree/none of the source's/gone")
+
+
+class GotOver(Copies):
+    """The other way: resumed where it can be, what is replaced stays under another name."""
+
+    towards = "get"
+    options = Options(recursive=True, resume=True, backup=b"~", checksum=True, owner=True, group=True)
+    stood = ("tree/old", "tree/large")
+    after = ("tree/old~", "tree/large~")
 
 
 class Datagrams(Scenario):
@@ -614,9 +667,7 @@ def _remove(folder: Path) -> None:
     folder.rmdir()
 
 
-Make = Callable[[Path], Scenario]
-
-SCENARIOS: dict[str, Make] = {
+SCENARIOS: dict[str, type[Scenario]] = {
     "raw forward": Raw,
     "raw forward, spliced": RawToUnix,
     "raw forward with a clock": RawWithClock,
@@ -628,5 +679,7 @@ SCENARIOS: dict[str, Make] = {
     "relay, spliced": RelayToUnix,
     "cp, put": Copies,
     "cp, get": Got,
+    "cp, put over what stands": PutOver,
+    "cp, get, resumed": GotOver,
     "dgram": Datagrams,
 }

@@ -7,7 +7,6 @@ nothing befalls goes through whole.
 from __future__ import annotations
 
 import itertools
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,13 +17,17 @@ import trio
 from trio.testing import MockClock
 
 from tests.faults.injector import HARMLESS, MOST_WAYS, Faults, injected
-from tests.faults.scenarios import Make, Scenario, Wrong
+from tests.faults.scenarios import Scenario, Wrong, tick
 
-JUMP, JUMP_BESIDE_THREADS = 0.001, 0.02
+JUMP, JUMP_BESIDE_THREADS = 0.001, 0.05
 """Seconds without anything to do after which the clock jumps."""
 
 SETTLE = 200.0
 """Seconds of the jumping clock until everything is as it was: a rule's longest pause among them."""
+
+
+REMOVING = {"unlink", "rmdir", "open", "stat"}
+"""Calls without which what is left over cannot be taken away."""
 
 
 @dataclass
@@ -40,10 +43,6 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 def tasks() -> int:
     """Tasks that live, in all."""
     root = trio.lowlevel.current_root_task()
@@ -57,13 +56,14 @@ def tasks() -> int:
     return count
 
 
-async def settled(before: tuple[int, int]) -> None:
+async def settled(scenario: Scenario, before: tuple[int, int]) -> None:
     """Wait until descriptors and tasks are as many as before. Raises Wrong."""
-    with trio.move_on_after(SETTLE):
-        while (descriptors(), tasks()) != before:
-            await trio.sleep(0.2)
-        return
-    raise Wrong(f"descriptors and tasks {before} before, {(descriptors(), tasks())} after")
+    pause, until = 0.01, trio.current_time() + SETTLE
+    while (now := (scenario.descriptors(), tasks())) != before:
+        if trio.current_time() > until:
+            raise Wrong(f"descriptors and tasks {before} before, {now} after")
+        await trio.sleep(pause)
+        pause = min(2 * pause, 5.0)
 
 
 def clock(scenario: Scenario) -> MockClock:
@@ -80,7 +80,7 @@ def every(count: int) -> Iterator[int]:
     return iter(range(count))
 
 
-def sweep_faults(name: str, make: Make, points: Points = every) -> Tally:
+def sweep_faults(name: str, make: type[Scenario], points: Points = every) -> Tally:
     """A fault at each of the points, in each of the ways that the call there has."""
     tally = Tally(name)
 
@@ -88,16 +88,15 @@ def sweep_faults(name: str, make: Make, points: Points = every) -> Tally:
         async with scenario.service():
             for _ in range(2):
                 await once(scenario)  # what is made at first use is there from then on
-            before = await steady()
+            before = await steady(scenario)
             faults.arm()
             await once(scenario)
             count = len(faults.calls)
             faults.disarm()
-            await settled(before)
+            await settled(scenario, before)
             for at, way in itertools.product(points(count), range(MOST_WAYS)):
                 faults.arm(at, way)
                 try:
-                    scenario.may_leave = True
                     await scenario.exchange()
                     faults.disarm()
                     if faults.hit is None:
@@ -108,17 +107,18 @@ def sweep_faults(name: str, make: Make, points: Points = every) -> Tally:
                     if faults.hit[1] in HARMLESS and not scenario.complete:
                         raise Wrong("what does no harm was taken for a failure")
                     scenario.bugs()
-                    scenario.may_leave = False
                     if not scenario.lazy:
-                        await settled(before)
+                        await settled(scenario, before)
+                    if (left := scenario.left()) and faults.hit[0] not in REMOVING:
+                        raise Wrong(f"left behind: {left}")
                     await once(scenario)
-                    await settled(before)
+                    await settled(scenario, before)
                 except Wrong as wrong:
                     faults.disarm()
                     tally.wrong.append(f"{name}, call {at}: {faults.told()}: {wrong}")
                     if len(tally.wrong) >= 20:
                         return
-                    before = await steady()
+                    before = await steady(scenario)
 
     with tempfile.TemporaryDirectory(prefix="vsockfwd-faults-") as folder, injected() as faults:
         scenario = make(Path(folder))
@@ -136,10 +136,11 @@ async def once(scenario: Scenario) -> None:
     raise Wrong("afterwards nothing gets through any more")
 
 
-async def steady() -> tuple[int, int]:
+async def steady(scenario: Scenario) -> tuple[int, int]:
     """What there is, once it stays the same."""
     seen = (0, 0)
-    while seen != (seen := (descriptors(), tasks())):
+    while seen != (now := (scenario.descriptors(), tasks())):
+        seen = now
         await trio.sleep(10)
     return seen
 
@@ -161,7 +162,7 @@ class _Cancels(trio.abc.Instrument):
         self.steps += 1
 
 
-def sweep_cancellations(name: str, make: Make, half: str, points: Points = every) -> Tally:
+def sweep_cancellations(name: str, make: type[Scenario], half: str, points: Points = every) -> Tally:
     """One half of the service (`agent_scope`, `client_scope`) is cancelled at each of the points."""
     tally = Tally(name)
 
@@ -178,19 +179,28 @@ def sweep_cancellations(name: str, make: Make, half: str, points: Points = every
 
     async def within(scenario: Scenario, at: int) -> int:
         with trio.move_on_after(3000):
-            return await attempt(scenario, at)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(tick)
+                steps = await attempt(scenario, at)
+                nursery.cancel_scope.cancel()
+            return steps
         raise Wrong("it does not end")
 
     def run(at: int) -> int:
         with tempfile.TemporaryDirectory(prefix="vsockfwd-faults-") as folder:
-            before = descriptors()
             scenario = make(Path(folder))
+            before = scenario.descriptors()
             try:
                 steps = trio.run(within, scenario, at, clock=clock(scenario))
             finally:
                 run.complete = scenario.complete  # type: ignore[attr-defined]
-            if descriptors() != before:
-                raise Wrong(f"{before} descriptors before, {descriptors()} after")
+            after, left = scenario.descriptors(), scenario.left()
+            for pipe in scenario.engine.buffers._pipes:
+                pipe.close()
+            if after != before:
+                raise Wrong(f"{before} descriptors before, {after} after")
+            if left:
+                raise Wrong(f"left behind: {left}")
             return steps
 
     count = run(-1)
@@ -202,7 +212,7 @@ def sweep_cancellations(name: str, make: Make, half: str, points: Points = every
                 tally.complete += 1
             else:
                 tally.failed += 1
-        except BaseException as error:  # noqa: BLE001 - told with its place
+        except BaseException as error:
             wrong: Any = error
             while isinstance(wrong, BaseExceptionGroup):
                 wrong = wrong.exceptions[0]

@@ -34,8 +34,7 @@ def test_a_failure_of_the_kernels_is_no_false_success_and_leaves_nothing_behind(
     assert tally.points >= 6
 
 
-@pytest.mark.parametrize("half", ["client_scope", "agent_scope"])
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize(("name", "half"), [(name, half) for name, make in SCENARIOS.items() for half in make.halves])
 def test_who_is_told_to_stop_stops_and_leaves_nothing_half(name: str, half: str) -> None:
     tally = sweep_cancellations(name, SCENARIOS[name], half, lambda count: some(count, 4))
     assert not tally.wrong, "\n".join(tally.wrong)

@@ -30,6 +30,7 @@ from vsockfwd.transport.base import (
     connect_failed,
     connect_socket,
     listen_failed,
+    reset_at_close,
 )
 
 FEATURES = Features(half_close=True, reset=True, splice_from=True)
@@ -134,6 +135,7 @@ class TcpTransport(Transport[TcpAddress]):
             _prepare(sock, address)
             await connect_socket(sock, (host, address.port), address)
         except BaseException:
+            reset_at_close(sock)  # who was reached meanwhile must not take nothing at all for all there is
             sock.close()
             raise
         return SocketStream(sock, FEATURES, NetworkPeer(host, address.port), address.bare())

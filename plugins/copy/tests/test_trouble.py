@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from plugins.copy.tests.world import MIB, World, snapshot
+from tests.faults.injector import injected
 from vsockfwd.plugin import Code, Moved
 from vsockfwd_copy.arriving import Arriving
+from vsockfwd_copy.arriving import _open_ours as open_ours
 from vsockfwd_copy.asked import Expected
 from vsockfwd_copy.destination import resolve
 from vsockfwd_copy.directories import Directory, OpenDirectories
@@ -25,6 +27,7 @@ from vsockfwd_copy.messages import Chunk, Entries, GiveUp, Large, Lost, Piece, R
 from vsockfwd_copy.options import LandOptions, SendOptions
 from vsockfwd_copy.reading import Reading
 from vsockfwd_copy.roots import Root
+from vsockfwd_copy.standing import Standing
 from vsockfwd_copy.walking import Tree
 
 NOBODY = 65534
@@ -394,3 +397,19 @@ async def test_a_tree_copied_into_itself_comes_to_an_end(world: World, monkeypat
     code = await world.cp(f"{tree}", "@tree/sub", recursive=True)
     assert code in (0, 23)
     assert snapshot(tree / "sub" / "tree")[b"file"] == snapshot(tree)[b"file"]
+
+
+def test_a_file_that_cannot_be_looked_at_is_closed_again(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    there = os.open(tmp_path, os.O_RDONLY)
+    before = os.listdir("/proc/self/fd")
+    attempts: tuple[Callable[[], Any], ...] = (
+        lambda: Standing(b"file", dir_fd=there),
+        lambda: open_ours(b"file", os.O_RDONLY, dir_fd=there),
+    )
+    for attempt in attempts:
+        with injected() as faults, pytest.raises(OSError, match="injected"):
+            faults.arm(1)
+            attempt()
+    assert os.listdir("/proc/self/fd") == before
+    os.close(there)

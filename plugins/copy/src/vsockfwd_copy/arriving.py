@@ -454,11 +454,14 @@ def _open_ours(name: bytes, flags: int, *, dir_fd: int) -> int:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise CannotCreate(_foreign(name)) from None
         raise
-    found = os.fstat(fd)
-    if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and found.st_nlink <= 1:
-        return fd
-    os.close(fd)
-    raise CannotCreate(_foreign(name))
+    try:
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and found.st_nlink <= 1:
+            return fd
+        raise CannotCreate(_foreign(name))
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def _foreign(name: bytes) -> str:

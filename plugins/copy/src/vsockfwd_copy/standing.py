@@ -34,7 +34,11 @@ class Standing:
     def __init__(self, name: bytes, *, dir_fd: int) -> None:
         """Raises OSError."""
         self.fd = os.open(name, _OPEN, dir_fd=dir_fd)
-        self.found = os.fstat(self.fd)
+        try:
+            self.found = os.fstat(self.fd)
+        except BaseException:
+            os.close(self.fd)
+            raise
         self._identity = Identity.of(self.found)
         self._compared = 0
         """Bytes that a sender is told of."""
