@@ -149,6 +149,10 @@ class _Epoll:
         self._epoll.unregister(fd)
         self._events.pop(fd, None)
 
+    @property
+    def closed(self) -> bool:
+        return self._epoll.closed
+
     def close(self) -> None:
         self._epoll.close()
         self._faults.epolls.remove(self)

@@ -17,10 +17,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.faults.injector import HARMLESS, MOST_WAYS, Faults, injected
-from tests.faults.scenarios import Scenario, Wrong, tick
-
-JUMP, JUMP_BESIDE_THREADS = 0.001, 0.05
-"""Seconds without anything to do after which the clock jumps."""
+from tests.faults.scenarios import Scenario, Wrong
 
 SETTLE = 200.0
 """Seconds of the jumping clock until everything is as it was: a rule's longest pause among them."""
@@ -66,8 +63,20 @@ async def settled(scenario: Scenario, before: tuple[int, int]) -> None:
         pause = min(2 * pause, 5.0)
 
 
-def clock(scenario: Scenario) -> MockClock:
-    return MockClock(autojump_threshold=JUMP_BESIDE_THREADS if scenario.threads else JUMP)
+async def in_line(function: Callable[..., Any], *arguments: Any, **_: Any) -> Any:
+    """In place of `trio.to_thread.run_sync`: the clock that jumps would not wait for threads."""
+    await trio.lowlevel.checkpoint()
+    return function(*arguments)
+
+
+def run(main: Callable[..., Any], *arguments: Any) -> Any:
+    """Run with a clock that jumps to the next deadline when there is nothing to do."""
+    threads = trio.to_thread.run_sync
+    trio.to_thread.run_sync = in_line  # type: ignore[assignment]
+    try:
+        return trio.run(main, *arguments, clock=MockClock(autojump_threshold=0))
+    finally:
+        trio.to_thread.run_sync = threads
 
 
 # --- faults
@@ -122,7 +131,7 @@ def sweep_faults(name: str, make: type[Scenario], points: Points = every) -> Tal
 
     with tempfile.TemporaryDirectory(prefix="vsockfwd-faults-") as folder, injected() as faults:
         scenario = make(Path(folder))
-        trio.run(main, scenario, faults, clock=clock(scenario))
+        run(main, scenario, faults)
     return tally
 
 
@@ -179,21 +188,17 @@ def sweep_cancellations(name: str, make: type[Scenario], half: str, points: Poin
 
     async def within(scenario: Scenario, at: int) -> int:
         with trio.move_on_after(3000):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(tick)
-                steps = await attempt(scenario, at)
-                nursery.cancel_scope.cancel()
-            return steps
+            return await attempt(scenario, at)
         raise Wrong("it does not end")
 
-    def run(at: int) -> int:
+    def try_at(at: int) -> int:
         with tempfile.TemporaryDirectory(prefix="vsockfwd-faults-") as folder:
             scenario = make(Path(folder))
             before = scenario.descriptors()
             try:
-                steps = trio.run(within, scenario, at, clock=clock(scenario))
+                steps: int = run(within, scenario, at)
             finally:
-                run.complete = scenario.complete  # type: ignore[attr-defined]
+                try_at.complete = scenario.complete  # type: ignore[attr-defined]
             after, left = scenario.descriptors(), scenario.left()
             for pipe in scenario.engine.buffers._pipes:
                 pipe.close()
@@ -203,12 +208,12 @@ def sweep_cancellations(name: str, make: type[Scenario], half: str, points: Poin
                 raise Wrong(f"left behind: {left}")
             return steps
 
-    count = run(-1)
+    count = try_at(-1)
     for at in points(count):
         try:
-            run(at)
+            try_at(at)
             tally.points += 1
-            if run.complete:  # type: ignore[attr-defined]
+            if try_at.complete:  # type: ignore[attr-defined]
                 tally.complete += 1
             else:
                 tally.failed += 1
