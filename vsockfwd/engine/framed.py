@@ -116,6 +116,7 @@ class Framed:
         )
         self.back = Inward(link, neighbour)
         self.may_hold = True
+        link.machine.parser.plain = True
         self._withhold = dialled and not neighbour.features.half_close
         self._started = time.monotonic()
         self._outward_over = trio.Event()
