@@ -506,7 +506,7 @@ class Copies(Scenario):
         with trio.move_on_after(PATIENCE) as scope:
             try:
                 code = await self.copy()
-            except Exception as caught:  # noqa: BLE001 - told where it is none of ours
+            except Exception as caught:
                 error = the_one(caught)
                 if not isinstance(error, VsockfwdError):
                     raise Wrong(f"{type(error).__name__}: {error}") from caught

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-import pytest
 
-from tests.cli.process import Server, run, wait_until
+from tests.cli.process import Server, wait_until
 from tests.wire import conversation as c
 from vsockfwd.modes.forward import Connect
 from vsockfwd.wire.control import ControlMachine
@@ -68,8 +67,7 @@ def log_in(path: Path) -> tuple[socket.socket, bytes]:
                 return control, ready.token
 
 
-@pytest.mark.parametrize("kind", ["DATA", "a mode's frame"])
-def test_a_thousand_malicious_connections_hold_no_more_than_64_mib(tmp_path: Path, kind: str) -> None:
+def test_a_thousand_malicious_connections_hold_no_more_than_64_mib(tmp_path: Path) -> None:
     agent_at, server_at = tmp_path / "a.sock", tmp_path / "s.sock"
     with (
         a_server_that_reads_nothing(server_at),
@@ -77,14 +75,14 @@ def test_a_thousand_malicious_connections_hold_no_more_than_64_mib(tmp_path: Pat
         contextlib.ExitStack() as held,
     ):
         agent.wait_for("listening")
-        assert run("ping", "-c", "1", f"unix:{agent_at}").returncode == 0
-        before = resident(agent.process.pid)
         control, token = log_in(agent_at)
         held.enter_context(control)
+        before = resident(agent.process.pid)
         half_hello = CLIENT_PREFACE + HEADER.pack(FrameType.HELLO, 0, 0, 4096) + b"\x81" * 4000
         half_open = CLIENT_PREFACE + HEADER.pack(FrameType.OPEN, 0, 0, 4096) + b"\x81" * 4000
         connect = msgspec.Raw(encode(Connect(f"unix:{server_at}")))
-        body = HEADER.pack(FrameType.DATA if kind == "DATA" else 64, 0, 0, FRAME_LIMIT) + bytes(FRAME_LIMIT - 1)
+        # DATA that nobody takes, and a mode's own frame where there is none to take it.
+        bodies = [HEADER.pack(kind, 0, 0, FRAME_LIMIT) + bytes(FRAME_LIMIT - 1) for kind in (FrameType.DATA, 64)]
         let_in = CLIENT_PREFACE + pack(FrameType.OPEN, encode(Open(token, "forward", (1,), connect)))
         greedy: list[socket.socket] = []
         for said in (b"", half_hello, half_open, let_in):
@@ -95,7 +93,7 @@ def test_a_thousand_malicious_connections_hold_no_more_than_64_mib(tmp_path: Pat
         answered = AGENT_PREFACE + bytes([FrameType.OK])
         wait_until(lambda: all(_peek(sock, len(answered)) == answered for sock in greedy))
         # As much as is taken, until nothing more is.
-        waiting = {sock: body for sock in greedy}
+        waiting = {sock: bodies[number % 2] for number, sock in enumerate(greedy)}
         quiet = time.monotonic()
         most = 0.0
         while waiting and time.monotonic() - quiet < 1:
@@ -111,8 +109,7 @@ def test_a_thousand_malicious_connections_hold_no_more_than_64_mib(tmp_path: Pat
                     del waiting[sock]
             most = max(most, resident(agent.process.pid) - before)
         assert most < MOST, f"{most:.1f} MiB more"
-        assert run("ping", "-c", "1", f"unix:{agent_at}").returncode == 0, "who behaves is not served any more"
-    print(f"{most:.1f} MiB")
+        log_in(agent_at)[0].close()  # who behaves is served
 
 
 def _peek(sock: socket.socket, size: int) -> bytes:
