@@ -27,7 +27,7 @@ from vsockfwd.config import NamedRule
 from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent
 from vsockfwd.engine.rules import Rules, State
-from vsockfwd.engine.server import serve_listeners
+from vsockfwd.engine.server import Gate
 from vsockfwd.errors import VsockfwdError, the_one
 from vsockfwd.events import Closed, Event, Problem
 from vsockfwd.modes.dynamic import DYNAMIC, DynamicRule
@@ -195,7 +195,7 @@ class Scenario(ABC):
 
         async def serve() -> None:
             with self.agent_scope:
-                await serve_listeners(listeners, agent.handle, self.engine.report)
+                await agent.serve(listeners, Gate())
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve)

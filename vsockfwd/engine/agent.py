@@ -338,8 +338,8 @@ class Agent:
             self._permit(link.peer, mode, request)
             join = mode.join(AgentCall(self, link, request, version))
             far = self.engine.network.connect_now(to_dial(join.connect))
-        except VsockfwdError:
-            far = None  # the task finds the same, and tells
+        except Exception:  # noqa: BLE001 - a refusal or a mode's bug: the task finds the same, and tells
+            far = None
         if far is None:
             in_task()
             return
@@ -486,8 +486,8 @@ class _Greeting:
 
     def begin(self) -> None:
         self._began = trio.current_time()
+        self._reception.relays.poll.add(self._stream.sock, self._heard, ARRIVALS)  # which may fail
         self._deadline = self._reception.greetings.add(self._in_task)
-        self._reception.relays.poll.add(self._stream.sock, self._heard, ARRIVALS)
         self._reception.agent.meet(self, self._turned_out)
         self._heard()
 

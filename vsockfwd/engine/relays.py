@@ -132,7 +132,12 @@ class Relays:
             dial.sock.close()
             otherwise()
 
-        self.poll.add(dial.sock, answered, ROOM)
+        try:
+            self.poll.add(dial.sock, answered, ROOM)
+        except OSError:
+            dial.sock.close()
+            otherwise()
+            return
         deadline = self._dials.add(late)
 
     def begin(self, near: Stream, far: Stream, ended: Over) -> None:

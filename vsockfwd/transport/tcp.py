@@ -89,7 +89,10 @@ class TcpTransport(Transport[TcpAddress]):
         if found is None or address.option("connect-timeout") is not None:
             return None
         family, host = found
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError:
+            return None
         try:
             _prepare(sock, address)
             # The kernel answers for loopback before the first call is over, and says so at the second.
