@@ -93,10 +93,14 @@ class _FedListener(Listener):
 
 
 class FedTransport(Transport[Address]):
-    """Whatever is dialled is a new stream of `make`; where it listens, three come."""
+    """Whatever is dialled is a new stream of `make`, with `at_once` without a wait; where it listens, three come."""
 
-    def __init__(self, make: Callable[[], Stream]) -> None:
+    def __init__(self, make: Callable[[], Stream], *, at_once: bool = False) -> None:
         self._make = make
+        self._at_once = at_once
+
+    def connect_now(self, address: Address) -> Stream | None:
+        return self._make() if self._at_once else None
 
     async def connect(self, address: Address, *, privileged: bool = False) -> Stream:
         await trio.lowlevel.checkpoint()

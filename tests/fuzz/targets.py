@@ -27,9 +27,10 @@ from vsockfwd.address import Address, parse, parse_stream, parse_target
 from vsockfwd.config import parse_config
 from vsockfwd.discovery import find_modes
 from vsockfwd.engine import Engine
-from vsockfwd.engine.agent import Agent
+from vsockfwd.engine.agent import Agent, Reception
 from vsockfwd.engine.link import Link
 from vsockfwd.engine.pump import BufferPool
+from vsockfwd.engine.relays import Relays
 from vsockfwd.engine.session import open_session
 from vsockfwd.errors import PeerBrokeProtocol, VsockfwdError, printable
 from vsockfwd.events import Event, Problem
@@ -39,6 +40,7 @@ from vsockfwd.modes.forward import Connect
 from vsockfwd.modes.greeting import Declined, Greeting
 from vsockfwd.modes.mode import MODE as FORWARD
 from vsockfwd.policy import Policy
+from vsockfwd.transport.base import Features, SocketStream
 from vsockfwd.transport.network import Network
 from vsockfwd.wire import messages, proxy_protocol
 from vsockfwd.wire.control import ControlMachine
@@ -186,7 +188,12 @@ def agent(data: bytes) -> None:
         return c.TOKEN if not (number := next(numbers)) else number.to_bytes(length)
 
     async def main() -> None:
-        network = Network(dict.fromkeys(("tcp", "unix"), FedTransport(lambda: Fed(b"hello", NetworkPeer("::1", 1)))))
+        network = Network(
+            {
+                "tcp": FedTransport(lambda: before_socket(b"hello"), at_once=True),
+                "unix": FedTransport(lambda: Fed(b"hello", NetworkPeer("::1", 1))),
+            }
+        )
         served = Agent(Engine(network, told.append, buffers), {"forward": FORWARD}, Policy(0), token=tokens)
         first, *others = data.split(SEPARATOR)[:8]
         control, theirs = memory_pair_as(US)
@@ -196,6 +203,7 @@ def agent(data: bytes) -> None:
                 await theirs.send_all(LOGIN + first[: 1 << 15])
             with trio.move_on_after(1):
                 await trio.testing.wait_all_tasks_blocked()
+            relays = await nursery.start(reception_of, served, [before_socket(other) for other in others])
             for other in others:
                 nursery.start_soon(served.handle, Fed(other, US, sizes=(1 + len(other) // 3, 1 << 16)))
             with trio.move_on_after(120):  # of the autojump clock's seconds
@@ -203,12 +211,36 @@ def agent(data: bytes) -> None:
                     while await theirs.receive_some():
                         pass
             nursery.cancel_scope.cancel()
+        assert not relays.live
         assert not served._sessions
         assert not served._leases
         assert not served._strangers
 
     run_in_no_time(main)
     no_bug_in(told)
+
+
+def before_socket(said: bytes) -> SocketStream:
+    """A stream of a socket whose peer has said this and gone."""
+    near, far = socket.socketpair()
+    with far:
+        far.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            far.send(said)
+    near.setblocking(False)
+    return SocketStream(near, Features(reset=False), US, "a socket's peer")
+
+
+async def reception_of(
+    served: Agent, streams: list[SocketStream], task_status: trio.TaskStatus[Relays] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Take streams as an agent's accept loop does."""
+    async with Relays(buffers, served.engine.report) as relays:
+        reception = Reception(served, relays)
+        for stream in streams:
+            reception.take(stream, lambda: None)
+        task_status.started(relays)
+        await trio.sleep_forever()
 
 
 LOGIN = c.play(c.login, ControlMachine).said[0][1]

@@ -355,6 +355,7 @@ class Agent:
             except OSError:
                 whole = False
             if not whole:  # the client is gone: an answer fits where nothing was sent before
+                del relays.waiting[link.stream]
                 relays.poll.forget(_socket(link.stream))
                 neighbour.abort()
                 link.close()
@@ -373,6 +374,7 @@ class Agent:
 
             stream.framed = relays.join(link, neighbour, ended, dialled=True)
 
+        relays.waiting[link.stream] = link.close
         relays.dialled(far, reached, in_task)
 
     async def _serve_stream(self, link: Link, request: Open) -> None:
@@ -488,6 +490,7 @@ class _Greeting:
         self._began = trio.current_time()
         self._reception.relays.poll.add(self._stream.sock, self._heard, ARRIVALS)  # which may fail
         self._deadline = self._reception.greetings.add(self._in_task)
+        self._reception.relays.waiting[self] = self._turned_out
         self._reception.agent.meet(self, self._turned_out)
         self._heard()
 
@@ -528,6 +531,7 @@ class _Greeting:
 
     def _known(self) -> None:
         self._over = True
+        self._reception.relays.waiting.pop(self, None)
         self._reception.greetings.call_off(self._deadline)
         self._reception.agent.know(self)
 

@@ -74,6 +74,8 @@ class Relays:
         """`live` holds the relays that run, each with `sent` and `received`; `idle` and `half_open` as in `relay`."""
         self.live = set() if live is None else live
         self.poll = Poll()
+        self.waiting: dict[object, Callable[[], None]] = {}
+        """What waits for something here without a task and is no relay yet, and how to let go of it when this is left."""
         self._buffers = buffers
         self._report = report
         self._idle = idle
@@ -98,6 +100,8 @@ class Relays:
         finally:
             for watched in list(self._watched.values()):
                 watched.stop()
+            for let_go in list(self.waiting.values()):
+                let_go()
             self.poll.close()
 
     def deadlines(self, seconds: float) -> Deadlines:
@@ -108,6 +112,7 @@ class Relays:
 
     def serve(self, handler: Handler, stream: Stream, leave: Callable[[], None]) -> None:
         """Serve a connection in a task after all: see engine/server.py's `contain`."""
+        self.waiting.pop(stream, None)
         self._nursery.start_soon(contain, handler, stream, self._report, leave)
 
     def dialled(self, far: Stream | Dial, reached: Callable[[Stream], None], otherwise: Callable[[], None]) -> None:
@@ -118,6 +123,7 @@ class Relays:
         dial = far
 
         def answered(_: int) -> None:
+            del self.waiting[dial]
             self._dials.call_off(deadline)
             self.poll.forget(dial.sock)
             try:
@@ -128,6 +134,7 @@ class Relays:
                 reached(stream)
 
         def late() -> None:
+            del self.waiting[dial]
             self.poll.closing(dial.sock)
             dial.sock.close()
             otherwise()
@@ -138,6 +145,7 @@ class Relays:
             dial.sock.close()
             otherwise()
             return
+        self.waiting[dial] = dial.sock.close
         deadline = self._dials.add(late)
 
     def begin(self, near: Stream, far: Stream, ended: Over) -> None:
@@ -159,6 +167,8 @@ class Relays:
     def _begin(self, relay: Relay, may_be_watched: bool, ended: Over) -> None:
         self.live.add(relay)
         near, far = relay.near, relay.far
+        self.waiting.pop(near, None)
+        self.waiting.pop(far, None)
         if self._idle or self._half_open:
             may_be_watched = False
         if may_be_watched and isinstance(near, SocketStream) and isinstance(far, SocketStream):

@@ -372,6 +372,7 @@ class _Asking:
             return
         self._link.abandoned = self._heard
         self._session._links.add(self._link)
+        self._relays.waiting[self] = self._link.close
         self._deadline = self._relays.answers.add(self._late)
 
     def _give_up(self) -> None:
@@ -392,6 +393,7 @@ class _Asking:
         except (EOFError, VsockfwdError) as error:
             found = error
         self._relays.answers.call_off(self._deadline)
+        del self._relays.waiting[self]
         self._link.abandoned = None
         if not isinstance(found, VsockfwdError | EOFError):
             try:
@@ -407,6 +409,7 @@ class _Asking:
 
     def _late(self) -> None:
         assert self._link.stream.sock is not None
+        del self._relays.waiting[self]
         self._relays.poll.forget(self._link.stream.sock)
         self._answered(self._session._failed(self._link, None))
 
