@@ -83,7 +83,7 @@ class Check:
                 piece = view[at : at + BLOCK - within]
                 right = self._pattern.startswith(piece, within - _HEAD)
             if not right:
-                raise self._wrong(bytes(view[at : at + BLOCK]))
+                raise self._wrong(bytes(view[at : at + 2 * BLOCK]))
             at += len(piece)
             self.position += len(piece)
 

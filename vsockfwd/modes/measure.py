@@ -138,11 +138,11 @@ async def send_content(
     send: Callable[[memoryview], Awaitable[None]], made: Content, size: int, seconds: float, most: int
 ) -> None:
     """Send messages of `size` bytes for so many seconds, or until there are `most` bytes, where that is not 0."""
-    now = turned = time.monotonic()
+    now = turned = trio.current_time()
     until = now + seconds
     while now < until and (not most or made.position < most):
         await send(made.next(min(size, most - made.position) if most else size))
-        now = time.monotonic()
+        now = trio.current_time()
         if now - turned >= TURN:
             await trio.lowlevel.checkpoint()
             turned = now

@@ -248,7 +248,7 @@ class _Up:
     async def run(self) -> None:
         await send_content(self._way.send, self._made, self._asked.size, self._asked.moving_seconds, self._share)
         await self._way.confirm(self.moved)
-        self.ended = time.monotonic()
+        self.ended = trio.current_time()
 
 
 class _Down:
@@ -268,7 +268,7 @@ class _Down:
                     self._check.feed(view)
                 self.moved += len(view)
             await self._way.finish(self.moved)
-        self.ended = time.monotonic()
+        self.ended = trio.current_time()
 
 
 class _Back:
@@ -287,7 +287,7 @@ class _Back:
             await self._up.run()
             if self.moved == self._up.moved:
                 nursery.cancel_scope.cancel()  # it waits for what will not come
-        self.ended = time.monotonic()
+        self.ended = trio.current_time()
 
     async def _take(self, scope: trio.CancelScope) -> None:
         while not self._up.ended or self.moved < self._up.moved:
@@ -424,20 +424,20 @@ class Measuring:
     # --- round trips
 
     async def _latency(self) -> None:
-        asked, seed, began = self._asked, secrets.randbits(62), time.monotonic()
+        asked, seed, began = self._asked, secrets.randbits(62), trio.current_time()
         way = await self._far.open(Measure("echo", asked.seconds))
         made, check = Content(seed, asked.small), Check(seed, self._findings.target)
         times = array("d")
         complete = False
         try:
-            until = time.monotonic() + asked.seconds
-            while time.monotonic() < until and len(times) < MOST_ROUND_TRIPS:
+            until = trio.current_time() + asked.seconds
+            while trio.current_time() < until and len(times) < MOST_ROUND_TRIPS:
                 times.append(await self._round_trip(way, made.next(asked.small), check))
             await way.confirm(made.position)
             complete = True
         finally:
             if times:
-                seconds = time.monotonic() - began
+                seconds = trio.current_time() - began
                 self._findings.latency = RoundTrips(asked.small, seconds, spread(times), complete)
             way.close()
 
@@ -460,24 +460,24 @@ class Measuring:
 
     async def _connections(self) -> None:
         half, one, many = self._asked.seconds / 2, array("d"), array("d")
-        began, cpu, complete = time.monotonic(), time.process_time(), False
+        began, cpu, complete = trio.current_time(), time.process_time(), False
         second = began
 
         async def open_for(seconds: float, times: array[float]) -> None:
-            until = time.monotonic() + seconds
-            while time.monotonic() < until and len(one) + len(many) < MOST_CONNECTIONS:
+            until = trio.current_time() + seconds
+            while trio.current_time() < until and len(one) + len(many) < MOST_CONNECTIONS:
                 times.append(await self._connection())
 
         try:
             await open_for(half, one)
-            second = time.monotonic()
+            second = trio.current_time()
             async with trio.open_nursery() as nursery:
                 for _ in range(AT_ONCE):
                     nursery.start_soon(open_for, half, many)
             complete = True
         finally:
             if one:
-                ended = time.monotonic()
+                ended = trio.current_time()
                 seconds = ended - second if second > began else 0.0
                 alone = (second if second > began else ended) - began
                 self._findings.connections = Connections(
@@ -502,12 +502,12 @@ class _Meter:
     def __init__(self, moving: Sequence[Moving]) -> None:
         self.moving = moving
         self.intervals: list[float] = []
-        self._began = self._looked = time.monotonic()
+        self._began = self._looked = trio.current_time()
         self._seen = 0
 
     def look(self) -> None:
         """Note how fast it was since the last look."""
-        now = time.monotonic()
+        now = trio.current_time()
         moved = sum(one.moved for one in self.moving)
         if now > self._looked and not all(one.ended for one in self.moving):
             self.intervals.append((moved - self._seen) / (now - self._looked))
@@ -518,6 +518,6 @@ class _Meter:
         if not self.moving:
             return None
         streams = [one.moved for one in self.moving]
-        ends = [one.ended or time.monotonic() for one in self.moving]
+        ends = [one.ended or trio.current_time() for one in self.moving]
         seconds = max(max(ends) - self._began, 1e-9)
         return Flow(sum(streams), seconds, sum(streams) / seconds, streams, INTERVAL, self.intervals)

@@ -36,6 +36,10 @@ class Look:
     def paint(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self.colour and text.strip() else text
 
+    def span(self, seconds: float) -> str:
+        """A time, in the letters that there are."""
+        return span(seconds).replace("µ", "u" if self.ascii else "µ")
+
     def bar(self, share: float, columns: int) -> str:
         """A bar of a share of so many columns, to an eighth of one; padded to them."""
         share = min(max(share, 0.0), 1.0)
@@ -57,7 +61,7 @@ class Look:
 
 def picture(found: Findings, look: Look) -> list[str]:
     """All that was found, in lines of at most `look.width` columns where the figures themselves need no more."""
-    lines = [look.paint(_title(found), _BOLD)]
+    lines = [look.paint(line, _BOLD) for line in _title(found, look)]
     lines += _throughputs(found, look)
     if found.latency is not None:
         lines += _round_trips(found.latency, look)
@@ -75,47 +79,61 @@ def at_work(name: str, part: Throughput, look: Look) -> str:
     return f"{name:<5}{'  '.join(told)}"[: look.width - 1]
 
 
-def _title(found: Findings) -> str:
+def _title(found: Findings, look: Look) -> list[str]:
     many = f"{found.streams} stream{'s' * (found.streams != 1)}"
-    kind = "agent" if found.peer == "agent" else f"plain {found.peer}"
+    what = f"{printable(found.target)} ({'agent' if found.peer == 'agent' else f'plain {found.peer}'})"
     checked = "every byte checked" if found.checked else "content not checked"
-    return f"{printable(found.target)} ({kind}): {many}, messages of {amount(found.size)}, {checked}"
+    how = f"{many}, messages of {amount(found.size)}, {checked}"
+    return [f"{what}: {how}"] if len(what) + 2 + len(how) <= look.width else [what, how]
 
 
 # --- throughput
 
 
-def _throughputs(found: Findings, look: Look) -> Iterator[str]:
+def _throughputs(found: Findings, look: Look) -> list[str]:
     parts = [(name, part) for name in ("up", "down", "both") if (part := getattr(found, name)) is not None]
-    flows = [flow.bytes_per_second for _, part in parts for flow in (part.up, part.down) if flow is not None]
-    for name, part in parts:
-        for way, flow in (("up", part.up), ("down", part.down)):
-            if flow is not None:
-                label = name if name == way else f"both at once {'↑' if way == 'up' else '↓'}"
-                yield _flow(label, way, flow, max(flows), part.complete, look)
-    if found.peer == "discard" and parts:
-        yield "what the kernel took, not what arrived: a discard tells nothing"
+    rows = [
+        (name if name == way else f"both at once {_arrow(way, look)}", way, flow, _remark(flow, part.complete))
+        for name, part in parts
+        for way, flow in (("up", part.up), ("down", part.down))
+        if flow is not None
+    ]
+    if not rows:
+        return []
+    most = max(flow.bytes_per_second for _, _, flow, _ in rows)
+    columns = look.width - _LABEL - _VALUE - 2 - max(len(remark) for *_, remark in rows)
+    lines = [_flow(label, way, flow, remark, most, columns, look) for label, way, flow, remark in rows]
+    if found.peer == "discard":
+        lines.append("what the kernel took, not what arrived: a discard tells nothing")
     if costs := [_cost(name, part) for name, part in parts if part.bytes]:
         heads = "CPU s a GiB, " + ("here + agent" if found.peer == "agent" else "here")
-        yield look.paint(f"{heads}: {', '.join(costs)}", _DIM)
+        lines.append(look.paint(f"{heads}: {', '.join(costs)}", _DIM))
+    return lines
 
 
-def _flow(label: str, way: str, flow: Flow, most: float, complete: bool, look: Look) -> str:
-    if look.ascii:
-        label = label.replace("↑", "up").replace("↓", "down")
-    told = f"{label:<{_LABEL}}{rate(flow.bytes_per_second):>{_VALUE}}"
-    short = "" if complete else "  cut short"
+def _arrow(way: str, look: Look) -> str:
+    return way if look.ascii else {"up": "↑", "down": "↓"}[way]
+
+
+def _remark(flow: Flow, complete: bool) -> str:
+    remark = "" if complete else "  cut short"
     if len(flow.streams) > 1:
-        each = [streamed / flow.seconds for streamed in flow.streams]
-        short = f"  {rate(min(each))} to {rate(max(each))} each" + short
-    columns = look.width - _LABEL - _VALUE - 2 - len(short)
+        each = [moved / flow.seconds for moved in flow.streams]
+        remark = f"  {rate(min(each))} to {rate(max(each))} each{remark}"
+    return remark
+
+
+def _flow(label: str, way: str, flow: Flow, remark: str, most: float, columns: int, look: Look) -> str:
+    """A direction's figure; its bar, and how it went over time, where that many columns have room for them."""
+    told = f"{label:<{_LABEL}}{rate(flow.bytes_per_second):>{_VALUE}}"
     if not look.bars or columns < _LEAST_BAR:
-        return told + short
-    sparks = look.spark(flow.intervals, _SPARK) if columns >= _LEAST_BAR + 2 + _SPARK else ""
-    columns -= _SPARK + 2 if sparks else 0
+        return told + remark
+    sparks = ""
+    if columns >= _LEAST_BAR + 2 + _SPARK and not look.ascii:
+        columns -= 2 + _SPARK
+        sparks = "  " + look.paint(look.spark(flow.intervals, _SPARK).ljust(_SPARK), _DIM)
     bar = look.bar(flow.bytes_per_second / most if most else 0.0, columns)
-    code = _UP if way == "up" else _DOWN
-    return f"{told}  {look.paint(bar, code)}{'  ' if sparks else ''}{look.paint(sparks, _DIM)}{short}".rstrip()
+    return f"{told}  {look.paint(bar, _UP if way == 'up' else _DOWN)}{sparks}{remark}".rstrip()
 
 
 def _cost(name: str, part: Throughput) -> str:
@@ -138,7 +156,7 @@ def _round_trips(part: RoundTrips, look: Look) -> Iterator[str]:
     yield head + (" (bars: logarithmic)" if drawn else "")
     base = max(s.min, 1e-9) / 2
     for name, value in ranks:
-        told = f"  {name:<{_LABEL - 2}}{span(value):>{_VALUE}}"
+        told = f"  {name:<{_LABEL - 2}}{look.span(value):>{_VALUE}}"
         if drawn:
             share = math.log(max(value, base) / base) / math.log(max(s.max, 2 * base) / base)
             told += f"  {look.paint(look.bar(share, columns), _TIME)}".rstrip()
@@ -158,10 +176,11 @@ def _connections(part: Connections, look: Look) -> Iterator[str]:
         if look.bars and columns >= _LEAST_BAR:
             told += f"  {look.paint(look.bar(value / most if most else 0.0, columns), _COUNT)}".rstrip()
         yield told
-    cost = f"CPU {span(part.cpu_seconds / count)}"
+    cost = f"CPU {look.span(part.cpu_seconds / count)}"
     if part.agent_cpu_seconds is not None:
-        cost += f" + {span(part.agent_cpu_seconds / count)}"
-    yield look.paint(f"one takes {span(part.one.median)} (median), {span(part.one.p99)} (p99); {cost}", _DIM)
+        cost += f" + {look.span(part.agent_cpu_seconds / count)}"
+    alone = f"one takes {look.span(part.one.median)} (median), {look.span(part.one.p99)} (p99)"
+    yield look.paint(f"{alone}; {cost}", _DIM)
 
 
 # --- figures as people read them
