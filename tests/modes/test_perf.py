@@ -59,7 +59,7 @@ def world() -> World:
     return World(Engine(network, events.append), events)
 
 
-def nothing(name: str, part: Throughput) -> None:
+def nothing(name: str, part: Throughput | None) -> None:
     """The look of those who do not look."""
 
 
@@ -334,7 +334,6 @@ async def test_an_agent_that_is_lost_midway_is_truncation_and_what_was_measured_
         request = call.arguments(Measure)
         channel = await call.accept(Begun(0.0))
         await channel.send(content(request.seed, 0, 300_000))
-        channel._mid_frame = True  # nothing more is said, as a kill would have it
         await channel.aclose()
 
     async with far(world, serve) as agent:

@@ -96,9 +96,9 @@ def found(**more: object) -> Findings:
 
 PLAIN = """\
 unix:/a.sock (agent): 2 streams, messages of 1 MiB, every byte checked
-up                2.00 GiB/s  512 MiB/s to 1.50 GiB/s each
-both at once ↑    2.00 GiB/s  512 MiB/s to 1.50 GiB/s each  cut short
-both at once ↓     512 MiB/s  256 MiB/s to 256 MiB/s each  cut short
+up                2.00 GiB/s  each 512 MiB/s to 1.50 GiB/s
+both at once ↑    2.00 GiB/s  each 512 MiB/s to 1.50 GiB/s  cut short
+both at once ↓     512 MiB/s  each 256 MiB/s to 256 MiB/s  cut short
 CPU s a GiB, here + agent: up 0.20 + 0.30, both 0.20 + 0.30
 round trip of 64 B, 5 of them
   min                  50 µs
@@ -110,13 +110,13 @@ round trip of 64 B, 5 of them
 connections: 2,000 opened, used and closed
   one at a time        900/s
   16 at a time       1,995/s
-one takes 70 µs (median), 2.50 ms (p99); CPU 200 µs + 300 µs"""
+  one takes 70 µs (median), 2.50 ms (p99); CPU 200 µs here + 300 µs agent"""
 
 DRAWN = """\
 unix:/a.sock (agent): 2 streams, messages of 1 MiB, every byte checked
-up                2.00 GiB/s  █████████████████  512 MiB/s to 1.50 GiB/s each
-both at once ↑    2.00 GiB/s  █████████████████  512 MiB/s to 1.50 GiB/s each  cut short
-both at once ↓     512 MiB/s  ████▎              256 MiB/s to 256 MiB/s each  cut short"""
+up                2.00 GiB/s  █████████████████  each 512 MiB/s to 1.50 GiB/s
+both at once ↑    2.00 GiB/s  █████████████████  each 512 MiB/s to 1.50 GiB/s  cut short
+both at once ↓     512 MiB/s  ████▎              each 256 MiB/s to 256 MiB/s  cut short"""
 
 
 def test_a_pipe_gets_every_figure_in_words():
@@ -152,7 +152,8 @@ def test_a_line_about_a_part_at_work_fits_the_terminal():
     assert part is not None
     for width in (40, 80):
         assert len(at_work("both", part, Look(width, bars=True))) < width
-    assert at_work("both", part, Look(80, bars=True)) == "both       0 B/s ▃▅█▁  476.8 MiB/s █"
+    assert at_work("both", part, Look(80, bars=True)) == ("both       0 B/s ▃▅█▁                  476.8 MiB/s █")
+    assert at_work("latency", None, Look(80)) == "latency …"
 
 
 def test_a_hostile_name_does_not_reach_the_terminal():

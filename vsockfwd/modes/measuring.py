@@ -326,10 +326,13 @@ class Asked:
 class Measuring:
     """Measures part after part against `far`, and notes in `findings` what comes of it.
 
-    `look` is called every INTERVAL seconds of a part with its name and its findings so far.
+    `look` is called when a part begins, with its name and None, and, while it moves bytes, every INTERVAL seconds with
+    its findings so far.
     """
 
-    def __init__(self, far: Far, asked: Asked, findings: Findings, look: Callable[[str, Throughput], None]) -> None:
+    def __init__(
+        self, far: Far, asked: Asked, findings: Findings, look: Callable[[str, Throughput | None], None]
+    ) -> None:
         self._far = far
         self._asked = asked
         self._findings = findings
@@ -346,6 +349,7 @@ class Measuring:
         }
         for part in parts:
             self._far.cpu.clear()
+            self._look(part, None)
             try:
                 with trio.fail_after(self._asked.moving_seconds + GRACE):
                     await measures[part]()

@@ -175,7 +175,7 @@ class _Run:
     async def _against(self, far: Far) -> None:
         await Measuring(far, self.asked, self.found, self._look).run(self.parts)
 
-    def _look(self, name: str, part: Throughput) -> None:
+    def _look(self, name: str, part: Throughput | None) -> None:
         if self.live:
             look = look_of(sys.stderr)
             _put(sys.stderr, f"\r\x1b[K{at_work(name, part, look)}")

@@ -17,7 +17,7 @@ from vsockfwd.plugin import printable
 
 SPARKS = "▁▂▃▄▅▆▇█"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-_LABEL, _VALUE, _SPARK = 16, 12, 24
+_LABEL, _VALUE, _SPARK = 16, 12, 20
 _LEAST_BAR = 8
 _GIB = 1 << 30
 
@@ -70,13 +70,16 @@ def picture(found: Findings, look: Look) -> list[str]:
     return lines
 
 
-def at_work(name: str, part: Throughput, look: Look) -> str:
+def at_work(name: str, part: Throughput | None, look: Look) -> str:
     """One line about a part that is being measured."""
-    told = []
-    for flow in (part.up, part.down):
-        if flow is not None and flow.intervals:
-            told.append(f"{rate(flow.intervals[-1]):>11} {look.spark(flow.intervals[-_SPARK:], _SPARK)}")
-    return f"{name:<5}{'  '.join(told)}"[: look.width - 1]
+    if part is None:
+        return f"{name} …" if not look.ascii else f"{name} ..."
+    told = [
+        f"{rate(flow.intervals[-1]):>11} {look.spark(flow.intervals[-_SPARK:], _SPARK):<{_SPARK}}"
+        for flow in (part.up, part.down)
+        if flow is not None and flow.intervals
+    ]
+    return f"{name:<5}{'  '.join(told)}"[: look.width - 1].rstrip()
 
 
 def _title(found: Findings, look: Look) -> list[str]:
@@ -119,7 +122,7 @@ def _remark(flow: Flow, complete: bool) -> str:
     remark = "" if complete else "  cut short"
     if len(flow.streams) > 1:
         each = [moved / flow.seconds for moved in flow.streams]
-        remark = f"  {rate(min(each))} to {rate(max(each))} each{remark}"
+        remark = f"  each {rate(min(each))} to {rate(max(each))}{remark}"
     return remark
 
 
@@ -176,10 +179,10 @@ def _connections(part: Connections, look: Look) -> Iterator[str]:
         if look.bars and columns >= _LEAST_BAR:
             told += f"  {look.paint(look.bar(value / most if most else 0.0, columns), _COUNT)}".rstrip()
         yield told
-    cost = f"CPU {look.span(part.cpu_seconds / count)}"
+    cost = f"CPU {look.span(part.cpu_seconds / count)} here"
     if part.agent_cpu_seconds is not None:
-        cost += f" + {look.span(part.agent_cpu_seconds / count)}"
-    alone = f"one takes {look.span(part.one.median)} (median), {look.span(part.one.p99)} (p99)"
+        cost += f" + {look.span(part.agent_cpu_seconds / count)} agent"
+    alone = f"  one takes {look.span(part.one.median)} (median), {look.span(part.one.p99)} (p99)"
     yield look.paint(f"{alone}; {cost}", _DIM)
 
 
