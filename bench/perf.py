@@ -77,6 +77,7 @@ def main(rounds: int) -> str:
                     table.add("perf", *ours(f"unix:{path}", part))
                     table.add("plain loop", *plain(folder))
                     table.add("perf --no-check", *ours(f"unix:{path}", part, "--no-check"))
+                    table.add("perf -P 2", *ours(f"unix:{path}", part, "-P", "2"))
                 tables.append(table)
     return "\n".join([f"## perf beside a plain loop\n\n{setting()}\n", *(table.markdown() for table in tables)])
 
