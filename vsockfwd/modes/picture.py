@@ -87,7 +87,7 @@ def _title(found: Findings, look: Look) -> list[str]:
     what = f"{printable(found.target)} ({'agent' if found.peer == 'agent' else f'plain {found.peer}'})"
     checked = "every byte checked" if found.checked else "content not checked"
     how = f"{many}, messages of {amount(found.size)}, {checked}"
-    return [f"{what}: {how}"] if len(what) + 2 + len(how) <= look.width else [what, how]
+    return [what, how] if look.bars and len(what) + 2 + len(how) > look.width else [f"{what}: {how}"]
 
 
 # --- throughput
