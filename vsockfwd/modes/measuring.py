@@ -24,6 +24,7 @@ from vsockfwd.modes.figures import Connections, Findings, Flow, RoundTrips, Thro
 from vsockfwd.modes.measure import ACCOUNT, GRACE, NAME, Account, Begun, Measure, What, send_content
 from vsockfwd.plugin import (
     Address,
+    BufferPool,
     Channel,
     Data,
     Ended,
@@ -161,17 +162,19 @@ class RawFar:
         self._kind = kind
 
     async def open(self, request: Measure) -> Way:
-        return RawWay(await self._engine.network.connect(self._address), self._kind, self._address.bare())
+        stream = await self._engine.network.connect(self._address)
+        return RawWay(stream, self._engine.buffers, self._kind, self._address.bare())
 
 
 class RawWay:
     """A plain stream: what arrived at the other side is known only where it comes back."""
 
-    def __init__(self, stream: Stream, kind: str, name: str) -> None:
+    def __init__(self, stream: Stream, buffers: BufferPool, kind: str, name: str) -> None:
         self._stream = stream
+        self._buffers = buffers
         self._kind = kind
         self._name = name
-        self._buffer = memoryview(bytearray(1 << 20))
+        self._buffer = buffers.borrow()
         self._rounds = 0
 
     async def send(self, data: memoryview) -> None:
@@ -211,6 +214,7 @@ class RawWay:
 
     def close(self) -> None:
         self._stream.close()
+        self._buffers.give_back(self._buffer)
 
 
 def _article(kind: str) -> str:
