@@ -6,8 +6,11 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
+import sys
+import termios
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -544,16 +547,23 @@ def test_socat_is_measured_as_the_plain_peer_that_it_is(
     assert found["checked"] == (not kind)
 
 
-def test_a_terminal_sees_it_move_and_then_the_picture(target: str):
-    command = " ".join([*COMMAND, "perf", "-t", "0.3", "--up", target])
-    done = subprocess.run(
-        [need("script"), "-qec", f"stty cols 100; exec {command}", "/dev/null"],
-        stdin=subprocess.DEVNULL, capture_output=True, timeout=DEADLINE,
-        env={**os.environ, "TERM": "xterm", "NO_COLOR": "1", "LC_ALL": "C.UTF-8"},
-    )  # fmt: skip
-    shown = done.stdout.decode()
-    assert "\r\x1b[Kup " in shown, shown
-    final = shown.rpartition("\x1b[K")[2]
+def test_a_terminal_sees_it_move_and_then_the_picture(target: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    shows, shown = os.openpty()
+    termios.tcsetwinsize(shown, (24, 100))
+    with open(shows, "rb", buffering=0) as screen:
+        with open(shown, "w", encoding="utf-8") as terminal, monkeypatch.context() as within:
+            within.setattr(sys, "stdout", terminal)
+            within.setattr(sys, "stderr", terminal)
+            assert main(["perf", "-t", "0.25", "--up", target]) == 0
+        pieces = []
+        with contextlib.suppress(OSError):  # how a terminal's other end hears that nobody writes there any more
+            while piece := screen.read(1 << 16):
+                pieces.append(piece)
+    told = b"".join(pieces).decode()
+    assert "\r\x1b[Kup …" in told
+    assert re.search("\r\x1b\\[Kup +[0-9.]+ .iB/s [▁▂▃▄▅▆▇█]", told), told
+    final = told.rpartition("\x1b[K")[2]
     assert "█" in final
     assert "\x1b" not in final
     assert [line for line in final.splitlines() if len(line) > 100] == []

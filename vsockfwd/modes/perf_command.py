@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from typing import Annotated, TextIO
@@ -195,7 +194,7 @@ def look_of(out: TextIO) -> Look:
     """How a stream is to be written to: bars on a terminal alone, colours there where nobody minds (NO_COLOR)."""
     if not out.isatty():
         return Look(ascii=not _takes_blocks(out))
-    width = shutil.get_terminal_size().columns
+    width = os.get_terminal_size(out.fileno()).columns or 80
     plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
     return Look(max(width, 40), True, not plain, not _takes_blocks(out))
 
