@@ -40,11 +40,13 @@ class Access(StrEnum):
     LISTEN = "listen"
     READ = "read"
     WRITE = "write"
+    MEASURE = "measure"
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """Something that a request touches: an address to connect to or to listen on, a path to read or write."""
+    """Something that a request touches: an address to connect to or to listen on, a path to read or write; or, to
+    measure, the time of the agent's machine."""
 
     access: Access
     name: str
@@ -185,5 +187,5 @@ class Mode:
 
 
 def package_of(mode: str) -> str:
-    """The distribution that brings a mode, by the naming rule of the project's own plugins."""
-    return f"vsockfwd-{mode}"
+    """What brings a mode: the core, or a distribution by the naming rule of the project's own plugins."""
+    return "a later vsockfwd" if mode in RESERVED_MODES else f"vsockfwd-{mode}"

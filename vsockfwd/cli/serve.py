@@ -64,6 +64,7 @@ def serve(
         str | None, typer.Option(metavar="DIR", help="what is copied is below this directory, and paths start there")
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="files are read, and never written")] = False,
+    no_measure: Annotated[bool, typer.Option("--no-measure", help="refuse `vsockfwd perf`")] = False,
     metrics: Metrics = None,
 ) -> int:
     """Run the agent: what -L forwards, cp and dgram talk to, usually inside the guest.
@@ -80,6 +81,7 @@ def serve(
         guests=allow_guest,
         root=None if root is None else _directory(root),
         read_only=read_only,
+        measure=not no_measure,
     )
     for address in addresses:
         check_listening(address, policy)

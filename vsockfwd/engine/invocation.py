@@ -39,6 +39,7 @@ class Invocation:
     verbosity: int
     modes: Callable[[], Mapping[str, Mode]]
     targets: Callable[[], Mapping[str, Address]] = dict
+    quiet: bool = False
 
     def kinds(self) -> dict[str, RuleKind]:
         """Every kind of rule that the installed modes bring, by name."""
