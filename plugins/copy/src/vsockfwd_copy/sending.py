@@ -270,8 +270,7 @@ class _Sending:
         for piece, data in outgoing:
             frames.append((_KINDS[type(piece)], encode(piece)))
             if data:
-                await self.channel.send_frames(*frames)
-                await self.channel.send(data)
+                await self.channel.send_frames(*frames, data=data)
                 self.account.carried += len(data)
                 await self.pace.sent(len(data))
                 frames.clear()
