@@ -62,7 +62,8 @@ def test_a_plugin_missing_on_this_side_names_the_package(tmp_path: Path):
         "import sys, importlib.metadata as m\n"
         "real = m.entry_points\n"
         "import vsockfwd.discovery as d\n"
-        "d.entry_points = lambda **how: [p for p in real(**how) if p.dist.name == 'vsockfwd']\n"
+        "d._written = lambda name: []\n"
+        "m.entry_points = lambda **how: [p for p in real(**how) if p.dist.name == 'vsockfwd']\n"
         "from vsockfwd.cli.main import main\n"
         "sys.exit(main(['cp', 'a', '3:b']))\n"
     )

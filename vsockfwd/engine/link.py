@@ -11,8 +11,8 @@ import trio
 
 from vsockfwd.contract import BodyEvent, Data, Ended
 from vsockfwd.engine.framed import Framed
-from vsockfwd.engine.pump import BufferPool
-from vsockfwd.engine.wired import GLANCE, ROUNDS, Wire
+from vsockfwd.engine.pump import ROUNDS, BufferPool
+from vsockfwd.engine.wired import GLANCE, Wire
 from vsockfwd.errors import Code, LocalProtocolError, PeerBrokeProtocol, VsockfwdError, from_code
 from vsockfwd.events import Outcome
 from vsockfwd.transport.base import Stream
