@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, final
 
 import msgspec
 import xxhash
@@ -148,6 +148,7 @@ class Extra(msgspec.Struct, frozen=True, array_like=True):
     xattrs: list[tuple[Annotated[bytes, msgspec.Meta(max_length=255)], bytes]] = []
 
 
+@final
 class Enter(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """A directory; what follows is in it, until its Leave. An empty name at the top: the destination itself."""
 
@@ -157,10 +158,12 @@ class Enter(msgspec.Struct, frozen=True, array_like=True, tag=1):
     extra: Extra | None = None
 
 
+@final
 class Leave(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """The directory entered last is complete. The only entry without a number."""
 
 
+@final
 class Small(msgspec.Struct, frozen=True, array_like=True, tag=3):
     """A file with its content and the digest of it. `linked`: a HardLink to it may come later."""
 
@@ -173,6 +176,7 @@ class Small(msgspec.Struct, frozen=True, array_like=True, tag=3):
     extra: Extra | None = None
 
 
+@final
 class Large(msgspec.Struct, frozen=True, array_like=True, tag=4):
     """A file whose data goes out when the receiver has said which bytes it wants.
 
@@ -189,6 +193,7 @@ class Large(msgspec.Struct, frozen=True, array_like=True, tag=4):
     stamp: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
 
 
+@final
 class Symlink(msgspec.Struct, frozen=True, array_like=True, tag=5):
     """A symbolic link, as such."""
 
@@ -198,6 +203,7 @@ class Symlink(msgspec.Struct, frozen=True, array_like=True, tag=5):
     extra: Extra | None = None
 
 
+@final
 class HardLink(msgspec.Struct, frozen=True, array_like=True, tag=7):
     """Another name for the file of that number, which said that it was `linked`."""
 
@@ -205,6 +211,7 @@ class HardLink(msgspec.Struct, frozen=True, array_like=True, tag=7):
     file: Number
 
 
+@final
 class Flow(msgspec.Struct, frozen=True, array_like=True, tag=8):
     """A file whose size nobody knows before its end, such as a pipe's content."""
 
@@ -213,6 +220,7 @@ class Flow(msgspec.Struct, frozen=True, array_like=True, tag=8):
     mtime: Nanoseconds
 
 
+@final
 class Lost(msgspec.Struct, frozen=True, array_like=True, tag=6):
     """Something that the sender cannot or will not send, and why."""
 
@@ -223,7 +231,9 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag=6):
 Landed = Small | Large | Flow
 """What becomes a file."""
 
-Entry = Enter | Leave | Small | Large | Symlink | Lost | HardLink | Flow
+Numbered = Enter | Small | Large | Symlink | Lost | HardLink | Flow
+
+Entry = Numbered | Leave
 
 
 class Entries(msgspec.Struct, frozen=True, array_like=True):

@@ -15,7 +15,7 @@ import trio
 
 from vsockfwd.plugin import Channel, Data, Ended, Frame, PeerBrokeProtocol, the_one
 from vsockfwd_copy.account import Account
-from vsockfwd_copy.landing import Answers
+from vsockfwd_copy.ground import Answers
 from vsockfwd_copy.messages import (
     CHUNK_LIMIT,
     FRAME_NEEDED,
