@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -41,8 +42,9 @@ from vsockfwd.events import Closed, Denied, Ending, Problem, SessionDown, Sessio
 from vsockfwd.modes.forward import LOCAL, Connect, Connected, LocalRule
 from vsockfwd.policy import Decision
 from vsockfwd.rule import StreamEnd
-from vsockfwd.transport.base import Stream
+from vsockfwd.transport.base import SocketStream, Stream
 from vsockfwd.transport.memory import memory_pair
+from vsockfwd.transport.unix import FEATURES, credentials
 from vsockfwd.wire.frames import AGENT_PREFACE, CLIENT_PREFACE, HEADER, FrameType, pack
 from vsockfwd.wire.machine import Role, State
 from vsockfwd.wire.messages import Failure, Hello, encode
@@ -505,6 +507,20 @@ async def test_a_client_of_another_version_is_told_so(world: World):
         assert HEADER.unpack_from(answer, 8)[::2] == (FrameType.ERROR, Code.VERSION)
         assert b"speaks protocol version 9" in answer
         old.close()
+
+
+async def test_a_link_that_was_closed_says_so_to_who_reads_on():
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    machine = StreamMachine(Role.CLIENT)
+    machine.ours = machine.theirs = State.OPEN
+    link = Link(SocketStream(ours, FEATURES, credentials(ours), "a pair"), machine, BufferPool())
+    with theirs:
+        theirs.send(AGENT_PREFACE + pack(FrameType.DATA, b"x"))
+        assert isinstance(await link.receive(), Data)
+        link.close()
+        with pytest.raises(VsockfwdError):
+            await link.receive()
 
 
 def _open_link() -> tuple[Link, Stream]:
