@@ -116,7 +116,7 @@ class Resolved(msgspec.Struct, frozen=True):
 # --- announcements -------------------------------------------------------------------------------------------------
 
 
-class Failure(msgspec.Struct, frozen=True, array_like=True):
+class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Why one file is not there: the scope is this file, the copy goes on."""
 
     code: Annotated[int, msgspec.Meta(ge=1, le=0xFFFF)]
@@ -132,7 +132,7 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
         return from_code(self.code, f"{name}: {printable(self.text)}", errno=self.errno)
 
 
-class Owner(msgspec.Struct, frozen=True, array_like=True):
+class Owner(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Who owns a file: the numbers, and the names that they have where it comes from, as far as they have one."""
 
     uid: Id
@@ -141,7 +141,7 @@ class Owner(msgspec.Struct, frozen=True, array_like=True):
     group: AccountName = ""
 
 
-class Extra(msgspec.Struct, frozen=True, array_like=True):
+class Extra(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What is kept beside content, permissions and mtime, as far as it was asked for."""
 
     owner: Owner | None = None
@@ -164,7 +164,7 @@ class Leave(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 @final
-class Small(msgspec.Struct, frozen=True, array_like=True, tag=3):
+class Small(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
     """A file with its content and the digest of it. `linked`: a HardLink to it may come later."""
 
     name: Name
@@ -177,7 +177,7 @@ class Small(msgspec.Struct, frozen=True, array_like=True, tag=3):
 
 
 @final
-class Large(msgspec.Struct, frozen=True, array_like=True, tag=4):
+class Large(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
     """A file whose data goes out when the receiver has said which bytes it wants.
 
     `allocated` is what its data takes without the holes; `stamp` is the same as long as the file was not touched.
@@ -194,7 +194,7 @@ class Large(msgspec.Struct, frozen=True, array_like=True, tag=4):
 
 
 @final
-class Symlink(msgspec.Struct, frozen=True, array_like=True, tag=5):
+class Symlink(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
     """A symbolic link, as such."""
 
     name: Name
@@ -204,7 +204,7 @@ class Symlink(msgspec.Struct, frozen=True, array_like=True, tag=5):
 
 
 @final
-class HardLink(msgspec.Struct, frozen=True, array_like=True, tag=7):
+class HardLink(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=7):
     """Another name for the file of that number, which said that it was `linked`."""
 
     name: Name
@@ -285,7 +285,7 @@ class Same(msgspec.Struct, frozen=True, array_like=True):
     length: Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
 
 
-class Content(msgspec.Struct, frozen=True, array_like=True):
+class Content(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A whole small file that was announced without its content and is wanted. `same`: it is what the receiver has,
     by its digest, and is not sent."""
 
@@ -307,14 +307,14 @@ Piece = Chunk | Hole | Same | Finish | GiveUp
 # --- answers -------------------------------------------------------------------------------------------------------
 
 
-class Range(msgspec.Struct, frozen=True, array_like=True):
+class Range(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A part of a file."""
 
     offset: Size
     length: Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
 
 
-class Want(msgspec.Struct, frozen=True, array_like=True):
+class Want(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The bytes of a Large file that are wanted: ranges in rising order, at least one; of a Flow all, without a range.
 
     `compared`: Blocks will tell what stands there already, and what is the same need not be sent. Of a small file
@@ -356,7 +356,7 @@ class Done(IntEnum):
     """Something else stood there, and was not to be replaced."""
 
 
-class Result(msgspec.Struct, frozen=True, array_like=True):
+class Result(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What became of an entry: in its place, complete and verified, or the failure. Each gets exactly one.
 
     `lost` is an attributes.Loss: what could not be kept.

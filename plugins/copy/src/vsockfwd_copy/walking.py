@@ -470,7 +470,7 @@ def _type_of(entry: os.DirEntry[str]) -> _Type:
 
 def _read_all(fd: int, size: int) -> bytes:
     """A small file's content. What /proc and /sys say of sizes is not to be believed: the end is where it is."""
-    content = os.read(fd, SMALL_LIMIT + 1)
+    content = os.read(fd, size + 1)
     if len(content) != size:
         while len(content) <= SMALL_LIMIT and (more := os.read(fd, SMALL_LIMIT + 1 - len(content))):
             content += more
