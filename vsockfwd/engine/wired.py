@@ -236,7 +236,6 @@ class Wire(Generic[E]):
     def close(self) -> None:
         """Close at once."""
         self._pending = iter(())
-        self._emptied = False  # a further receive says that it is closed; a wait for one could not
         self.read_no_more()
         self.stream.close()
 
