@@ -88,12 +88,24 @@ class Channel(Protocol):
         """The next event. Raises Reset (or what the peer's code says), Truncated when the stream ends without END."""
         ...
 
+    async def receive_into(self, buffer: memoryview) -> None:
+        """Fill a buffer with the next bytes of the body, which have to come in pieces that end with it.
+
+        Raises as `receive` does, and PeerBrokeProtocol where anything else comes.
+        """
+        ...
+
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send bytes of the body, in as many DATA frames as it takes."""
         ...
 
-    async def send_frames(self, *frames: tuple[int, bytes | bytearray | memoryview]) -> None:
-        """Send whole frames of the mode's own kinds, (kind, payload) each, coalesced into few writes."""
+    async def send_frames(
+        self, *frames: tuple[int, bytes | bytearray | memoryview], data: bytes | bytearray | memoryview = b""
+    ) -> None:
+        """Send whole frames of the mode's own kinds, (kind, payload) each, coalesced into few writes.
+
+        `data`: bytes of the body that follow them, as `send` would send them, in the same write where they fit.
+        """
         ...
 
     async def send_end(self) -> None:

@@ -71,6 +71,7 @@ class Invocation:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         # What is imported stays: the collector need not look through it again and again.
         gc.freeze()
+        gc.enable()
         try:
             return trio.run(self._main, service, main, arguments, drain, on_hangup, network) or 0
         except BaseExceptionGroup as group:

@@ -111,6 +111,15 @@ class FrameParser:
         """Whether the bytes so far end with a whole frame."""
         return not (self._data_left or self._skip_left or self._partial)
 
+    @property
+    def data_left(self) -> int:
+        """Bytes of the DATA frame in hand that are still to come."""
+        return self._data_left
+
+    def took(self, size: int) -> None:
+        """So many of those went elsewhere."""
+        self._data_left -= size
+
     def receive_data(self, data: memoryview) -> Iterator[RawFrame | memoryview]:
         """Yield what the bytes complete, in order. Raises PeerBrokeProtocol at the first offending header.
 

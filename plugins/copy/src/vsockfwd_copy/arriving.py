@@ -21,9 +21,10 @@ import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
+
+import msgspec
 
 from vsockfwd.plugin import CannotCreate, printable
 from vsockfwd_copy.attributes import NOTHING_LOST, Loss, Writer
@@ -51,8 +52,7 @@ _ATTEMPTS = 8
 """How often a part is opened that goes away under our eyes, since other copies of the same file end."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(msgspec.Struct, frozen=True):
     """What a file shall be like when it is complete. `size` is None for one that is as long as what was written."""
 
     size: int | None
