@@ -1,0 +1,103 @@
+"""One large stream, each way and who sends it said plainly; and the same in messages of 64 bytes to 1 MiB."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench import load, peers
+from bench.copy import ssh_server
+from bench.harness import free_port
+from bench.load import Place, dial, pull, push
+from bench.peers import DIRECT_TCP, DIRECT_UNIX, Near, Way, Ways
+from bench.results import Figures, Key
+
+SECONDS = 0.7
+"""Of each stretch that is measured."""
+
+SIZES = (64, 512, 4 << 10, 32 << 10, 256 << 10, 1 << 20)
+RATE = "GiB/s"
+CPU = "CPU s a GiB"
+CLIENT, SERVER = "the client sends", "the server sends"
+HYBRID_CALLS = "TCP → hybrid socket, connections one after another"
+HOPS = "TCP → UNIX → UNIX"
+
+
+def _both_ways(figures: Figures, pair: str, ways: Ways, ours: str, rounds: int) -> None:
+    with peers.standing(ways) as ready:
+        for turn in range(rounds):
+            for who_sends, move in ((CLIENT, push), (SERVER, pull)):
+                subject = f"{pair}, {who_sends}"
+                figures.ours[subject] = ours
+                for name, way in peers.in_turn(ready, turn):
+                    with dial(way.place, way.typed) as sock:
+                        moved = move(sock, SECONDS, way.cpu_seconds)
+                    figures.add(Key(subject, RATE, name), moved.rate)
+                    if way.started:
+                        figures.add(Key(subject, CPU, name), moved.cpu_a_gib)
+
+
+def raw(folder: Path, rounds: int) -> Figures:
+    """TCP → UNIX, UNIX → TCP, TCP → TCP."""
+    figures = Figures()
+    port, path, near = free_port(), f"{folder}/server.sock", Near(folder)
+    with load.server(port, path):
+        tcp, unix = {DIRECT_TCP: peers.direct(port)}, {DIRECT_UNIX: peers.direct(path)}
+        pairs: dict[str, Ways] = {
+            "TCP → UNIX": peers.raw(near.tcp, folder, path) | tcp | unix,
+            "UNIX → TCP": peers.raw(near.unix, folder, port) | tcp | unix,
+            "TCP → TCP": peers.raw(near.tcp, folder, port) | tcp,
+        }
+        for pair, ways in pairs.items():
+            _both_ways(figures, pair, ways, peers.OURS, rounds)
+    return figures
+
+
+def hops(folder: Path, rounds: int) -> Figures:
+    """A TCP client, a UNIX socket between two relays, a UNIX server."""
+    figures = Figures()
+    port, path = free_port(), f"{folder}/server.sock"
+    with load.server(port, path), ssh_server(folder) as sshd:
+        ways = peers.hops(Near(folder), path, sshd)
+        ways |= {DIRECT_TCP: peers.direct(port), DIRECT_UNIX: peers.direct(path)}
+        _both_ways(figures, HOPS, ways, peers.OUR_HOPS, rounds)
+    return figures
+
+
+def hybrid(folder: Path, rounds: int) -> Figures:
+    """A stand-in for a VMM: it wants CONNECT, and is the guest's server at once."""
+    figures = Figures()
+    path = f"{folder}/vmm.sock"
+    with load.server(path, vmm=True):
+        ways = peers.hybrid(Near(folder), path)
+        _both_ways(figures, "TCP → hybrid socket", ways, peers.OURS, rounds)
+        figures.ours[HYBRID_CALLS] = peers.OURS
+        with peers.standing(ways) as ready:
+            for turn in range(rounds):
+                for name, way in peers.in_turn(ready, turn):
+                    figures.add(Key(HYBRID_CALLS, "a second", name), load.calls(way.place, 1.0, way.typed))
+    return figures
+
+
+def sizes(folder: Path, rounds: int) -> Figures:
+    """A client that sends messages of one size without a pause, by raw relays and by two hops."""
+    figures = Figures()
+    port, path, near = free_port(), f"{folder}/server.sock", Near(folder)
+    with load.server(port, path), ssh_server(folder) as sshd:
+        straight = {DIRECT_TCP: peers.direct(port)}
+        for subject, ways, ours in (
+            ("TCP → UNIX, by size of message", peers.raw(near.tcp, folder, path) | straight, peers.OURS),
+            (f"{HOPS}, by size of message", peers.hops(near, path, sshd) | straight, peers.OUR_HOPS),
+        ):
+            figures.ours[subject] = ours
+            with peers.standing(ways) as ready:
+                for turn in range(rounds):
+                    for size in SIZES:
+                        for name, way in peers.in_turn(ready, turn):
+                            figures.add(Key(subject, "MiB/s", name, size), 1024 * _rate(way, size))
+    return figures
+
+
+def _rate(way: Way, size: int) -> float:
+    place: Place = way.place
+    with dial(place) as sock:
+        return push(sock, SECONDS / 2, lambda: 0.0, size).rate
