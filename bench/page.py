@@ -106,7 +106,7 @@ def _setting(record: Record) -> str:
     taken = record.taken
     versions = ", ".join(f"{name} {number}" for name, number in taken["versions"].items())
     return (
-        f"{taken['date']}, {taken['rounds']} rounds at a load of {taken['load']:.1f}; Linux {taken['kernel']}, "
+        f"{taken['date']}, {taken['rounds']} {'round' if taken['rounds'] == 1 else 'rounds'} at a load of {taken['load']:.1f}; Linux {taken['kernel']}, "
         f"{taken['cores']} cores, Python {taken['python']}, vsockfwd {taken['commit']}; {versions}."
     )
 

@@ -102,8 +102,12 @@ class Panel:
 
 # --- bars
 
-_LABELS, _BARS, _ROW = 236, 390, 23
-_VALUES = _LABELS + _BARS + 86
+_ROW = 23
+_VALUES = 712
+"""Where the values' column ends; notes are to its right, bars to its left."""
+
+_LETTER = 7.3
+"""What a letter of a label takes, about: widths of a reader's font are not known here."""
 
 
 def bars(title: str, groups: Sequence[Group], explained: str = "") -> str:
@@ -112,26 +116,27 @@ def bars(title: str, groups: Sequence[Group], explained: str = "") -> str:
     if explained:
         y += 20
         parts.append(_text(24, y, explained, "small mute"))
+    begin = 34 + _LETTER * max(len(bar.who) for group in groups for bar in group.bars)
     for group in groups:
         y += 32
         parts.append(_text(24, y, group.title, "head"))
         parts.append(_text(_VALUES, y, group.unit, "small mute end"))
         y += 10
-        scale = _BARS / max(bar.values.high for bar in group.bars)
-        parts.append(_line(_LABELS + 10, y, _LABELS + 10, y + _ROW * len(group.bars), "grid"))
+        scale = (_VALUES - 86 - begin) / max(bar.values.high for bar in group.bars)
+        parts.append(_line(begin, y, begin, y + _ROW * len(group.bars), "grid"))
         for bar in group.bars:
-            parts += _bar(bar, y, scale)
+            parts += _bar(bar, begin, y, scale)
             y += _ROW
     return _document(title, y + 20, parts)
 
 
-def _bar(bar: Bar, y: float, scale: float) -> list[str]:
-    begin, middle = _LABELS + 10, y + _ROW / 2
+def _bar(bar: Bar, begin: float, y: float, scale: float) -> list[str]:
+    middle = y + _ROW / 2
     low, median, high = (begin + value * scale for value in bar.values)
     ours = " strong" if bar.hue == "ours" else ""
     parts = [
-        _text(_LABELS, middle + 4, bar.who, f"label end{ours}"),
-        f'<rect x="{begin}" y="{y + 4:.1f}" width="{max(1.0, median - begin):.1f}" height="{_ROW - 8}" rx="2" '
+        _text(begin - 10, middle + 4, bar.who, f"label end{ours}"),
+        f'<rect x="{begin:.1f}" y="{y + 4:.1f}" width="{max(1.0, median - begin):.1f}" height="{_ROW - 8}" rx="2" '
         f'class="f-{bar.hue}"/>',
         _line(low, middle, high, middle, "whisker"),
         _line(low, middle - 4, low, middle + 4, "whisker"),

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.harness import cpu_seconds, family
-from bench.load import Moved, be_patient, dial, pull, push, serve
+from bench.load import Moved, dial, pull, push, serve
 from bench.peers import SOCATS, SOCATS_1M
 from bench.results import Figures, Key
-from bench.streams import CLIENT, CPU, RATE, SERVER
+from bench.streams import CLIENT, CPU, SERVER
 from tests import guard
 from tests.vm.machine import Machine, Process
 from tests.vm.rig import Level, rig
@@ -35,6 +35,7 @@ from tests.vm.rig import Level, rig
 PAIR = "TCP → vsock → TCP, in the rig"
 OURS = "vsockfwd forward, twice"
 PLAIN = "plain loop over vsock"
+RATE = "MiB/s"
 SECONDS = 2.0
 """Of each stretch that is measured: an emulated CPU takes long to come to an even pace."""
 
@@ -94,13 +95,13 @@ def _started(level: Level, stack: ExitStack) -> Iterator[There]:
     stack.callback(serving.kill)
     serving.wait_output("ready", LIMIT)
     target, plain = ports
-    yield There(PLAIN, plain, True, [])
     for name, start in _relays(machine).items():
         near, between = level.free_port(), level.free_port()
         processes = start(near, between, target)
         for process in processes:
             stack.callback(process.kill)
         yield There(name, near, False, [process.pid for process in processes])
+    yield There(PLAIN, plain, True, [])
 
 
 Start = Callable[[int, int, int], list[Process]]
@@ -148,8 +149,7 @@ def _dialled(way: There) -> Iterator[socket.socket]:
     sock = _vsock() if way.vsock else dial(way.port)
     with sock:
         if way.vsock:
-            sock.connect((1, way.port))
-            be_patient(sock)
+            sock.connect((1, way.port))  # no patience: of AF_VSOCK, Python 3.11 sets options that are numbers alone
         yield sock
 
 
@@ -168,7 +168,7 @@ def _load(rounds: int, ways: list[There]) -> None:
 
 
 def _rows(subject: str, way: There, moved: Moved) -> list[tuple[str, str, str, float]]:
-    rows = [(subject, RATE, way.name, moved.rate)]
+    rows = [(subject, RATE, way.name, 1024 * moved.rate)]
     return rows + ([(subject, CPU, way.name, moved.cpu_a_gib)] if way.pids else [])
 
 

@@ -50,9 +50,11 @@ class Target:
         return round(median, 2) >= mark if self.against else round(median, 2) <= mark
 
 
-def _both(case: str, pair: str, marks: dict[str, tuple[float | None, float | None]]) -> list[Target]:
+def _both(
+    case: str, pair: str, marks: dict[str, tuple[float | None, float | None]], metric: str = streams.RATE
+) -> list[Target]:
     return [
-        Target(case, f"{pair}, {way}", streams.RATE, against, *mark)
+        Target(case, f"{pair}, {way}", metric, against, *mark)
         for way in (streams.CLIENT, streams.SERVER)
         for against, mark in marks.items()
     ]
@@ -85,7 +87,7 @@ TARGETS: tuple[Target, ...] = (
         },
     ),
     Target("hops-requests", f"two hops, {requests.CONNECTIONS}", requests.RATE, peers.SOCATS, 2.0, 4.0),
-    *_both("rig", rig.PAIR, {peers.SOCATS_1M: (1.0, None), rig.PLAIN: (None, 1.0)}),
+    *_both("rig", rig.PAIR, {peers.SOCATS_1M: (1.0, None), rig.PLAIN: (None, 1.0)}, rig.RATE),
     Target("growth", growth.MEMORY, growth.EACH, None, 20.0, 12.0),
 )
 
