@@ -113,7 +113,9 @@ CASES: dict[str, Case] = {
         rig.measure, ("socat", "QEMU"), (100, 20), aimed_at=True, missing=rig.missing,
     ),
     "relay": Case("`vsockfwd relay`, pair by pair, against socat", written(relay.main), ("socat",), (5, 55), most=3),
-    "copy": Case("copies against rsync, scp and socat", written(copy.main), ("rsync", "OpenSSH", "socat"), (30, 60), most=3),
+    "copy": Case(
+        "copies against rsync, scp and socat", written(copy.main), ("rsync", "OpenSSH", "socat"), (30, 60), most=3
+    ),
     "datagrams": Case("datagrams against socat", written(dgram.main), ("socat", "iperf3"), (5, 50), most=3),
 }  # fmt: skip
 
@@ -132,17 +134,24 @@ def measure(name: str, rounds: int) -> Record:
 
 def setting(programs: tuple[str, ...]) -> dict[str, Any]:
     """Where figures come from, and whose."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     return {
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),
-        "commit": commit.stdout.strip(),
+        "commit": _commit(),
         "versions": {name: _short(version(*VERSIONS[name])) for name in programs},
     }
+
+
+def _commit() -> str:
+    """The last that changed what is measured, and whether the tree has more than that."""
+
+    def git(*words: str) -> str:
+        command = ["git", *words, "--", "vsockfwd", "plugins"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+    return git("log", "-1", "--format=%h") + (" and changes" if git("status", "--porcelain") else "")
 
 
 def _short(told: str) -> str:

@@ -105,9 +105,10 @@ def section(name: str, record: Record) -> str:
 def _setting(record: Record) -> str:
     taken = record.taken
     versions = ", ".join(f"{name} {number}" for name, number in taken["versions"].items())
+    rounds = "1 round" if taken["rounds"] == 1 else f"{taken['rounds']} rounds"
     return (
-        f"{taken['date']}, {taken['rounds']} {'round' if taken['rounds'] == 1 else 'rounds'} at a load of {taken['load']:.1f}; Linux {taken['kernel']}, "
-        f"{taken['cores']} cores, Python {taken['python']}, vsockfwd {taken['commit']}; {versions}."
+        f"{taken['date']}, {rounds}, begun at a load of {taken['load']:.1f}; Linux {taken['kernel']}, {taken['cores']} "
+        f"cores, Python {taken['python']}, vsockfwd {taken['commit']}; {versions}."
     )
 
 

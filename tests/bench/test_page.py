@@ -59,7 +59,7 @@ def test_writing_the_page_keeps_prose_says_what_has_no_block_and_leaves_plots(tm
         assert words in text
     assert "old\n" not in text
     assert "| socat | 1.50 | 1.00 – 2.00 | **1.00×** (1.00 – 1.00) |" in text
-    assert "2 rounds at a load of 0.5; Linux 6, 2 cores" in text
+    assert "2 rounds, begun at a load of 0.5; Linux 6, 2 cores" in text
     assert {"raw-streams", "targets"} <= set(lost)
     assert "hybrid" not in lost
     for name in ("hybrid", "raw-streams"):
