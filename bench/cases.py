@@ -145,13 +145,13 @@ def setting(programs: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The last that changed what is measured, and whether the tree has more than that."""
+    """Where the tree is, and whether what is measured has changed since."""
 
     def git(*words: str) -> str:
-        command = ["git", *words, "--", "vsockfwd", "plugins"]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
-    return git("log", "-1", "--format=%h") + (" and changes" if git("status", "--porcelain") else "")
+    changed = git("status", "--porcelain", "--", "vsockfwd", "plugins")
+    return git("rev-parse", "--short", "HEAD") + (" and changes" if changed else "")
 
 
 def _short(told: str) -> str:

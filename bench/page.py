@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import growth, targets
-from bench.plot import Bar, Group, Line, Panel, bars, curves, figure, hue
+from bench.plot import Bar, Group, Line, Panel, Ratio, bars, curves, figure, hue, ratios
 from bench.results import Figures, Key, Record, Results, spread
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -26,6 +26,8 @@ PLOTS = "benchmarks"
 """The plots' folder, beside the page."""
 
 BLOCK = re.compile(r"(<!-- bench:(?P<name>[\w-]+) -->\n)(.*?)(<!-- /bench:(?P=name) -->)", re.DOTALL)
+AIMS = "How many times better than …"
+MARKS = "Medians, lowest and highest round; a stroke: what was asked for; a diamond: the goal; hollow: not reached."
 SPREAD = "Medians; the whiskers go from the lowest round to the highest."
 
 
@@ -223,18 +225,28 @@ def _group(figures: Figures, subject: str) -> Group:
     return Group(subject, metric, found)
 
 
+def aimed(results: Results) -> list[Ratio]:
+    """The targets that are ratios and were measured."""
+    found = [(target, target.measured(results)) for target in targets.TARGETS if target.against]
+    return [Ratio(t.subject, t.against or "", spread, t.asked, t.goal) for t, spread in found if spread]
+
+
 # --- files
 
 
 def write(results: Results, page: Path = PAGE) -> list[str]:
     """Make the page's blocks and plots anew; what in it has no block, by name."""
     made = {name: section(name, record) for name, record in results.items()}
-    made["targets"] = targets.markdown(results)
+    aims = aimed(results)
+    image = f"![{AIMS}]({PLOTS}/targets.svg)\n\n" if aims else ""
+    made["targets"] = image + targets.markdown(results)
     made |= {f"{name}-targets": targets.markdown(results, asked) for name, asked in targets.OTHERS.items()}
     text = page.read_text()
     page.write_text(renewed(text, made))
     folder = page.parent / PLOTS
     folder.mkdir(exist_ok=True)
+    if aims:
+        (folder / "targets.svg").write_text(ratios(AIMS, aims, MARKS))
     for name, record in results.items():
         for file, svg in plots(name, record.figures).items():
             (folder / f"{file}.svg").write_text(svg)

@@ -148,6 +148,70 @@ def _bar(bar: Bar, begin: float, y: float, scale: float) -> list[str]:
     return parts
 
 
+# --- ratios against marks
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A comparison: how many times better ours is, and the marks that it was given."""
+
+    title: str
+    against: str
+    values: Spread
+    asked: float | None
+    goal: float | None
+
+    @property
+    def reached(self) -> bool:
+        """What was asked for; where nothing was, the goal."""
+        mark = self.goal if self.asked is None else self.asked
+        return mark is None or round(self.values.median, 2) >= mark
+
+
+_NEAR, _FAR = 470.0, 850.0
+"""Where the smallest and the largest ratio stand."""
+
+
+def ratios(title: str, rows: Sequence[Ratio], explained: str = "") -> str:
+    """A dot for each median on one axis of ratios, whiskers, and the marks; hollow where a mark was not reached."""
+    marks = [mark for row in rows for mark in (row.asked, row.goal) if mark]
+    ticks = log_ticks(min(row.values.low for row in rows), max(*marks, *(row.values.high for row in rows)))
+    low, high = math.log(ticks[0]), math.log(ticks[-1])
+
+    def at(value: float) -> float:
+        return _NEAR + (_FAR - _NEAR) * (math.log(value) - low) / (high - low)
+
+    parts = [_text(24, 34, title, "title"), _text(24, 54, explained, "small mute")]
+    top, bottom = 92.0, 92.0 + _ROW * len(rows)
+    for tick in ticks:
+        parts.append(_line(at(tick), top - 4, at(tick), bottom, "axis" if tick == 1 else "grid"))
+        parts.append(_text(at(tick), top - 12, f"{tick:g}×", "small mute middle"))
+    before = ""
+    for number, row in enumerate(rows):
+        y = top + _ROW * (number + 0.5)
+        if row.title != before:
+            parts.append(_text(24, y + 4, row.title, "small strong"))
+            if number:
+                parts.append(_line(24, y - _ROW / 2, WIDTH - 24, y - _ROW / 2, "grid"))
+        before = row.title
+        parts += [_text(_NEAR - 14, y + 4, row.against, "small mute end"), *_ratio(row, at, y)]
+    return _document(title, bottom + 22, parts)
+
+
+def _ratio(row: Ratio, at: Callable[[float], float], y: float) -> list[str]:
+    low, median, high = map(at, row.values)
+    parts = [_line(low, y, high, y, "s-ours curve")]
+    if row.asked:
+        parts.append(_line(at(row.asked), y - 8, at(row.asked), y + 8, "mark"))
+    if row.goal:
+        x = at(row.goal)
+        parts.append(f'<path d="M{x:.1f},{y - 6:.1f} l6,6 l-6,6 l-6,-6 z" class="goal"/>')
+    full = "f-ours" if row.reached else "hollow s-ours"
+    parts.append(f'<circle cx="{median:.1f}" cy="{y:.1f}" r="4.6" class="{full}"/>')
+    parts.append(_text(WIDTH - 24, y + 4, f"{row.values.median:.2f}×", "label end strong"))
+    return parts
+
+
 # --- curves
 
 _TALL, _SIDE, _NAMES = 250, 58, 184
@@ -289,7 +353,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, classes: str) -> str:
 def _colours(dark: bool) -> str:
     ink, mute, grid = (INK[name][dark] for name in ("ink", "mute", "grid"))
     rules = [
-        f".paper{{fill:{PAPER[dark]};stroke:{grid}}}",
+        f".paper{{fill:{PAPER[dark]};stroke:{grid}}}.hollow{{fill:{PAPER[dark]}}}.mark,.goal{{stroke:{ink}}}",
         f"text{{fill:{ink}}}.mute{{fill:{mute}}}.grid{{stroke:{grid}}}.axis{{stroke:{mute}}}.whisker{{stroke:{ink}}}",
     ]
     for name, colours in HUES.items():
@@ -305,6 +369,7 @@ def _document(title: str, height: float, parts: Sequence[str]) -> str:
         ".title{font-size:17px;font-weight:600}.head{font-size:13.5px;font-weight:600}.small{font-size:11.5px}"
         ".strong{font-weight:600}.end{text-anchor:end}.middle{text-anchor:middle}\n"
         "line{stroke-width:1}.whisker{stroke-width:1.2;opacity:.75}.curve{fill:none;stroke-width:1.8}"
+        ".hollow{stroke-width:2}.mark{stroke-width:2}.goal{fill:none;stroke-width:1.3}"
         ".bold{stroke-width:3}.spread{stroke-width:1.4;opacity:.55}.leader{stroke-width:1;opacity:.45;"
         "stroke-dasharray:2 3}\n"
     )

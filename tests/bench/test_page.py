@@ -10,7 +10,7 @@ import pytest
 
 from bench import page, targets
 from bench.cases import CASES
-from bench.plot import Bar, Group, Line, Panel, apart, bars, curves, hue, log_ticks, ticks_from_zero
+from bench.plot import Bar, Group, Line, Panel, Ratio, apart, bars, curves, hue, log_ticks, ratios, ticks_from_zero
 from bench.results import Figures, Key, Record, Spread
 
 WRITTEN = """# Prose
@@ -101,6 +101,11 @@ def test_curves_are_well_formed_and_stay_within_their_picture(low: float, high: 
     height = float(root.attrib["height"])
     for line in root.iter("{http://www.w3.org/2000/svg}line"):
         assert all(0 <= float(line.attrib[name]) <= height for name in ("y1", "y2"))
+
+
+def test_a_ratio_that_missed_its_mark_is_hollow_and_one_that_reached_it_is_not():
+    made = [ratios("t", [Ratio("a", "b & c", Spread(0.5, median, 2.0), 1.0, 4.0)]) for median in (0.9, 1.0)]
+    assert [ET.fromstring(svg).find(".//{*}circle").attrib["class"] for svg in made] == ["hollow s-ours", "f-ours"]
 
 
 def test_the_same_figures_make_the_same_bytes():
