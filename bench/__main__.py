@@ -29,7 +29,8 @@ def _arguments() -> argparse.Namespace:
     return told
 
 
-def _chosen(names: list[str]) -> list[str]:
+def chosen(names: list[str]) -> list[str]:
+    """The cases that are meant, in the order in which they run."""
     wanted = set(names or CASES)
     if RUNS_OF_TARGETS in wanted:
         wanted |= {name for name, case in CASES.items() if case.aimed_at}
@@ -46,7 +47,7 @@ def _say(words: str) -> None:
 
 def main() -> int:
     told = _arguments()
-    names = _chosen(told.cases)
+    names = chosen(told.cases)
     if told.list:
         for name in names:
             took = _minutes(CASES[name].expected(told.rounds))

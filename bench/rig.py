@@ -1,14 +1,14 @@
 """TCP → vsock → TCP inside a virtual machine that the rig of tests/vm boots: real AF_VSOCK, by vsock_loopback.
 
-    python -m bench.rig [ROUNDS]
+    python -m bench.rig [ROUNDS]        every round's values, as JSON: (subject, metric, contender, value)
 
 A relay stands on either side of the vsock: `vsockfwd forward` twice, socat twice; beside them a plain loop that sends
 over AF_VSOCK with nothing between. The machine is emulated and has one CPU, so that every figure is small: only ratios
 count, and they favour who makes the fewest instructions, not who is fast on two cores.
 
 The thing to understand first: this file runs twice. Outside it boots the machine and starts relays in it, inside it is
-their load. No AF_VSOCK socket is made outside: the guard of the tests forbids it, and what runs inside asks first
-where it is.
+their load. No AF_VSOCK socket is made outside: the guard of the tests forbids it, in a process of its own since nothing
+takes it off again; and what runs inside asks first where it is.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -71,7 +71,18 @@ class There:
 
 
 def measure(folder: Path, rounds: int) -> Figures:
-    """Boot, start what is to be measured, let the load run inside, and take its figures."""
+    """In a process of its own: boot, start what is to be measured, let the load run inside, and take its figures."""
+    command = [sys.executable, "-m", "bench.rig", str(rounds)]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    figures = Figures(ours={f"{PAIR}, {way}": OURS for way in (CLIENT, SERVER)})
+    for subject, metric, who, value in json.loads(done.stdout):
+        figures.add(Key(subject, metric, who), value)
+    return figures
+
+
+def _boot_and_load(rounds: int) -> str:
     guard.install()
     with rig() as machines, ExitStack() as stack:
         level = machines.loopback()
@@ -81,10 +92,7 @@ def measure(folder: Path, rounds: int) -> Figures:
         done = load.completed(LIMIT + 60 * rounds)
         if done.returncode:
             raise RuntimeError(done.stderr.decode(errors="replace"))
-    figures = Figures(ours={f"{PAIR}, {way}": OURS for way in (CLIENT, SERVER)})
-    for subject, metric, who, value in json.loads(done.stdout):
-        figures.add(Key(subject, metric, who), value)
-    return figures
+        return done.stdout.decode()
 
 
 def _started(level: Level, stack: ExitStack) -> Iterator[There]:
@@ -179,10 +187,7 @@ def main(words: list[str]) -> None:
         rounds, ways = json.loads(words[1])
         _load(rounds, [There(**way) for way in ways])
     else:
-        with tempfile.TemporaryDirectory(prefix="vsockfwd-bench-") as folder:
-            figures = measure(Path(folder), int(words[0]) if words else 5)
-        for key, values in figures.values.items():
-            print(key.subject, key.metric, key.who, *(f"{value:.3g}" for value in values), sep="\t")
+        print(_boot_and_load(int(words[0]) if words else 5))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import page, targets
+from bench.__main__ import chosen
 from bench.cases import CASES
 from bench.plot import Bar, Group, Line, Panel, Ratio, apart, bars, curves, hue, log_ticks, ratios, ticks_from_zero
 from bench.results import Figures, Key, Record, Spread
@@ -48,6 +49,11 @@ def test_the_page_has_a_block_for_each_case_and_each_list_of_targets():
     wanted = {*CASES, "targets", *(f"{name}-targets" for name in targets.OTHERS)}
     found = page.blocks(page.PAGE.read_text())
     assert sorted(found) == sorted(wanted)
+
+
+def test_the_word_targets_stands_for_all_cases_that_they_ask_for_and_no_word_for_all():
+    assert chosen([]) == list(CASES)
+    assert chosen(["targets", "sizes"]) == [name for name, case in CASES.items() if case.aimed_at or name == "sizes"]
 
 
 def test_writing_the_page_keeps_prose_says_what_has_no_block_and_leaves_plots(tmp_path: Path):
