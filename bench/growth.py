@@ -48,7 +48,7 @@ def measure(folder: Path, rounds: int) -> Figures:
 
 
 def _grow(figures: Figures, name: str, start: Start, most: int) -> None:
-    with start() as way, contextlib.ExitStack() as held:
+    with start() as way, peers.asked(REQUESTS, name, way), contextlib.ExitStack() as held:
         wrk(way, CLIENTS, seconds=1)  # what is imported at first use is not a connection's
         empty, there = way.memory(), 0
         for level in LEVELS:

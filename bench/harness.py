@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 Command = Sequence[str]
 
@@ -39,6 +40,17 @@ class Running:
     """A contender's processes, and what they have used."""
 
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    said: BinaryIO | None = None
+    """The file that is their standard error."""
+
+    def state(self) -> str:
+        """Which of the processes have ended, and what was last said on standard error."""
+        ended = [process for process in self.processes if process.poll() is not None]
+        told = [f"{process.args!r} ended with {process.returncode}" for process in ended]
+        if self.said:  # its offset is theirs too
+            said = os.pread(self.said.fileno(), 1 << 20, 0).decode(errors="replace")
+            told += said.splitlines()[-5:]
+        return "; ".join(told)
 
     def cpu_seconds(self) -> float:
         """User and system seconds of the processes, of their children that live and of those that were reaped."""
@@ -92,8 +104,8 @@ def running(*commands: Command, ready: Callable[[], bool], env: dict[str, str] |
     What they say on standard error (socat says a line for each stream that is cut off) is kept for the error that
     tells that one did not start.
     """
-    started = Running()
     with tempfile.TemporaryFile() as said:
+        started = Running(said=said)
         try:
             for command in commands:
                 started.processes.append(
@@ -102,8 +114,7 @@ def running(*commands: Command, ready: Callable[[], bool], env: dict[str, str] |
             deadline = time.monotonic() + 15
             while not ready():
                 if time.monotonic() > deadline or any(process.poll() is not None for process in started.processes):
-                    said.seek(0)
-                    raise RuntimeError(f"did not start: {commands}\n{said.read().decode(errors='replace')}")
+                    raise RuntimeError(f"did not start: {commands}: {started.state()}")
                 time.sleep(0.02)
             yield started
         finally:

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import resource
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -61,6 +62,16 @@ def standing(ways: Mapping[str, Start]) -> Iterator[dict[str, Way]]:
     """All of them, started."""
     with contextlib.ExitStack() as stack:
         yield {name: stack.enter_context(start()) for name, start in ways.items()}
+
+
+@contextlib.contextmanager
+def asked(subject: str, name: str, way: Way) -> Iterator[None]:
+    """What goes wrong meanwhile is told with whose fault it may be. Raises RuntimeError for it."""
+    try:
+        yield
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        states = "; ".join(filter(None, (started.state() for started in way.started)))
+        raise RuntimeError(f"{subject}, {name}: {type(error).__name__}: {error}; {states}") from error
 
 
 def in_turn(ways: Mapping[str, Way], turn: int) -> list[tuple[str, Way]]:

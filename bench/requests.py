@@ -78,7 +78,8 @@ def _asked(figures: Figures, ways: Ways, ours: str, rounds: int, prefix: str) ->
                 subject = prefix + title
                 figures.ours[subject] = ours
                 for name, way in peers.in_turn(ready, turn):
-                    asked = wrk(way, clients, close=close)
+                    with peers.asked(subject, name, way):
+                        asked = wrk(way, clients, close=close)
                     figures.add(Key(subject, RATE, name), asked.rate)
                     if way.started:
                         figures.add(Key(subject, CPU, name), 1e6 * asked.cpu)
@@ -114,7 +115,7 @@ def latency(folder: Path, rounds: int) -> Figures:
             with peers.standing(ways) as ready:
                 for turn in range(rounds):
                     for name, way in peers.in_turn(ready, turn):
-                        with dial(way.place) as sock:
+                        with peers.asked(subject, name, way), dial(way.place) as sock:
                             took = load.round_trips(sock, ROUND_TRIPS)
                         for percent in PERCENTILES:
                             figures.add(Key(subject, "µs", name, percent), percentile(took, percent) / 1000)

@@ -7,8 +7,8 @@ from pathlib import Path
 from bench import load, peers
 from bench.copy import ssh_server
 from bench.harness import free_port
-from bench.load import Place, dial, pull, push
-from bench.peers import DIRECT_TCP, DIRECT_UNIX, Near, Way, Ways
+from bench.load import dial, pull, push
+from bench.peers import DIRECT_TCP, DIRECT_UNIX, Near, Ways
 from bench.results import Figures, Key
 
 SECONDS = 0.7
@@ -29,7 +29,7 @@ def _both_ways(figures: Figures, pair: str, ways: Ways, ours: str, rounds: int) 
                 subject = f"{pair}, {who_sends}"
                 figures.ours[subject] = ours
                 for name, way in peers.in_turn(ready, turn):
-                    with dial(way.place, way.typed) as sock:
+                    with peers.asked(subject, name, way), dial(way.place, way.typed) as sock:
                         moved = move(sock, SECONDS, way.cpu_seconds)
                     figures.add(Key(subject, RATE, name), moved.rate)
                     if way.started:
@@ -74,7 +74,8 @@ def hybrid(folder: Path, rounds: int) -> Figures:
         with peers.standing(ways) as ready:
             for turn in range(rounds):
                 for name, way in peers.in_turn(ready, turn):
-                    figures.add(Key(HYBRID_CALLS, "a second", name), load.calls(way.place, 1.0, way.typed))
+                    with peers.asked(HYBRID_CALLS, name, way):
+                        figures.add(Key(HYBRID_CALLS, "a second", name), load.calls(way.place, 1.0, way.typed))
     return figures
 
 
@@ -93,11 +94,7 @@ def sizes(folder: Path, rounds: int) -> Figures:
                 for turn in range(rounds):
                     for size in SIZES:
                         for name, way in peers.in_turn(ready, turn):
-                            figures.add(Key(subject, "MiB/s", name, size), 1024 * _rate(way, size))
+                            with peers.asked(subject, name, way), dial(way.place) as sock:
+                                moved = push(sock, SECONDS / 2, lambda: 0.0, size)
+                            figures.add(Key(subject, "MiB/s", name, size), 1024 * moved.rate)
     return figures
-
-
-def _rate(way: Way, size: int) -> float:
-    place: Place = way.place
-    with dial(place) as sock:
-        return push(sock, SECONDS / 2, lambda: 0.0, size).rate
