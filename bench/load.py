@@ -30,8 +30,8 @@ Place = int | str
 SEND, DISCARD, ECHO = b"s", b"d", b"e"
 BLOCK = 1 << 20
 GIB = 1 << 30
-WARM_UP = 0.15
-"""Seconds that a stream flows before it is measured."""
+FIRST, AGAIN = 0.15, 0.05
+"""Seconds that a stream flows before it is measured: when it is new, and when it stood still for a while."""
 
 PATIENCE = 20
 """Seconds after which a stream that stands still is an error."""
@@ -79,6 +79,9 @@ class Moved:
     seconds: float
     cpu: float
 
+    def __add__(self, other: Moved) -> Moved:
+        return Moved(self.size + other.size, self.seconds + other.seconds, self.cpu + other.cpu)
+
     @property
     def rate(self) -> float:
         """GiB a second."""
@@ -90,8 +93,13 @@ class Moved:
         return self.cpu / self.size * GIB
 
 
-def _measure(step: Callable[[], int], seconds: float, cpu: Callable[[], float]) -> Moved:
-    until = time.monotonic() + WARM_UP
+Step = Callable[[], int]
+"""Moves a piece; how many bytes that was."""
+
+
+def measure(step: Step, seconds: float, cpu: Callable[[], float], warm_up: float = FIRST) -> Moved:
+    """A stretch of a stream; `cpu` tells what the relay has used by now."""
+    until = time.monotonic() + warm_up
     while time.monotonic() < until:
         step()
     size, used, began = 0, cpu(), time.monotonic()
@@ -100,8 +108,8 @@ def _measure(step: Callable[[], int], seconds: float, cpu: Callable[[], float]) 
     return Moved(size, now - began, cpu() - used)
 
 
-def pull(sock: socket.socket, seconds: float, cpu: Callable[[], float]) -> Moved:
-    """Receive from a server that sends; `cpu` tells what the relay has used by now."""
+def pull(sock: socket.socket) -> Step:
+    """Receive from a server that sends."""
     sock.sendall(SEND)
     buffer = bytearray(BLOCK)
 
@@ -111,13 +119,13 @@ def pull(sock: socket.socket, seconds: float, cpu: Callable[[], float]) -> Moved
             raise RuntimeError("the stream was cut off")
         return count
 
-    return _measure(step, seconds, cpu)
+    return step
 
 
-def push(sock: socket.socket, seconds: float, cpu: Callable[[], float], size: int = BLOCK) -> Moved:
+def push(sock: socket.socket, size: int = BLOCK) -> Step:
     """Send messages of so many bytes to a server that discards."""
     sock.sendall(DISCARD)
-    return _measure(Batch(sock, size).send, seconds, cpu)
+    return Batch(sock, size).send
 
 
 class Batch:

@@ -116,7 +116,7 @@ def bars(title: str, groups: Sequence[Group], explained: str = "") -> str:
     if explained:
         y += 20
         parts.append(_text(24, y, explained, "small mute"))
-    begin = 34 + _LETTER * max(len(bar.who) for group in groups for bar in group.bars)
+    begin = 42 + _LETTER * max(len(bar.who) for group in groups for bar in group.bars)
     for group in groups:
         y += 32
         parts.append(_text(24, y, group.title, "head"))

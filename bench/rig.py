@@ -23,6 +23,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import load
 from bench.harness import cpu_seconds, family
 from bench.load import Moved, dial, pull, push, serve
 from bench.peers import SOCATS, SOCATS_1M
@@ -88,8 +89,8 @@ def _boot_and_load(rounds: int) -> str:
         level = machines.loopback()
         there = list(_started(level, stack))
         told = json.dumps([rounds, [vars(each) for each in there]])
-        load = level.guest.start([sys.executable, "-m", "bench.rig", "load", told], cwd=CHECKOUT)
-        done = load.completed(LIMIT + 60 * rounds)
+        loading = level.guest.start([sys.executable, "-m", "bench.rig", "load", told], cwd=CHECKOUT)
+        done = loading.completed(LIMIT + 60 * rounds)
         if done.returncode:
             raise RuntimeError(done.stderr.decode(errors="replace"))
         return done.stdout.decode()
@@ -169,7 +170,7 @@ def _load(rounds: int, ways: list[There]) -> None:
         for who_sends, move in ((CLIENT, push), (SERVER, pull)):
             for way in ways[at:] + ways[:at]:
                 with _dialled(way) as sock:
-                    moved = move(sock, SECONDS if turn >= 0 else 1.0, way.cpu_seconds)
+                    moved = load.measure(move(sock), SECONDS if turn >= 0 else 1.0, way.cpu_seconds)
                 if turn >= 0:
                     rows += _rows(f"{PAIR}, {who_sends}", way, moved)
     print(json.dumps(rows))

@@ -1,18 +1,28 @@
-"""One large stream, each way and who sends it said plainly; and the same in messages of 64 bytes to 1 MiB."""
+"""One large stream, each way and who sends it said plainly; and the same in messages of 64 bytes to 1 MiB.
+
+The thing to understand first: on a noisy machine a contender's second is another second than the next one's. So in each
+round all contenders' streams stand open, one at a time flows for a quarter of a second, in turn, and that three times.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import socket
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from bench import load, peers
 from bench.copy import ssh_server
 from bench.harness import free_port
-from bench.load import dial, pull, push
-from bench.peers import DIRECT_TCP, DIRECT_UNIX, Near, Ways
+from bench.load import AGAIN, FIRST, Moved, Step, dial, measure, pull, push
+from bench.peers import DIRECT_TCP, DIRECT_UNIX, Near, Way, Ways
 from bench.results import Figures, Key
 
-SECONDS = 0.7
-"""Of each stretch that is measured."""
+SLICE = 0.25
+"""Seconds that a stream flows before it is the next one's turn."""
+
+SLICES = 3
 
 SIZES = (64, 512, 4 << 10, 32 << 10, 256 << 10, 1 << 20)
 RATE = "GiB/s"
@@ -28,12 +38,27 @@ def _both_ways(figures: Figures, pair: str, ways: Ways, ours: str, rounds: int) 
             for who_sends, move in ((CLIENT, push), (SERVER, pull)):
                 subject = f"{pair}, {who_sends}"
                 figures.ours[subject] = ours
-                for name, way in peers.in_turn(ready, turn):
-                    with peers.asked(subject, name, way), dial(way.place, way.typed) as sock:
-                        moved = move(sock, SECONDS, way.cpu_seconds)
+                for name, moved in _side_by_side(subject, peers.in_turn(ready, turn), move).items():
                     figures.add(Key(subject, RATE, name), moved.rate)
-                    if way.started:
+                    if ready[name].started:
                         figures.add(Key(subject, CPU, name), moved.cpu_a_gib)
+
+
+def _side_by_side(
+    subject: str, ways: list[tuple[str, Way]], begin: Callable[[socket.socket], Step], slices: int = SLICES
+) -> dict[str, Moved]:
+    """What one stream of each moved, a slice at a time."""
+    steps: dict[str, Step] = {}
+    found: dict[str, Moved] = {}
+    with contextlib.ExitStack() as stack:
+        for number in range(slices):
+            for name, way in ways:
+                with peers.asked(subject, name, way):
+                    if not number:
+                        steps[name] = begin(stack.enter_context(dial(way.place, way.typed)))
+                    moved = measure(steps[name], SLICE, way.cpu_seconds, AGAIN if number else FIRST)
+                found[name] = found[name] + moved if number else moved
+    return found
 
 
 def raw(folder: Path, rounds: int) -> Figures:
@@ -93,8 +118,7 @@ def sizes(folder: Path, rounds: int) -> Figures:
             with peers.standing(ways) as ready:
                 for turn in range(rounds):
                     for size in SIZES:
-                        for name, way in peers.in_turn(ready, turn):
-                            with peers.asked(subject, name, way), dial(way.place) as sock:
-                                moved = push(sock, SECONDS / 2, lambda: 0.0, size)
+                        ways_in_turn = peers.in_turn(ready, turn)
+                        for name, moved in _side_by_side(subject, ways_in_turn, partial(push, size=size), 1).items():
                             figures.add(Key(subject, "MiB/s", name, size), 1024 * moved.rate)
     return figures
