@@ -2,7 +2,7 @@
 
 what can be measured, how a run is recorded           cases.py; typed as: __main__.py
 contenders, started and waiting                       peers.py, on harness.py (processes, their CPU time and memory)
-servers and clients that are the load                 load.py; datagrams.py
+servers and clients that are the load                 traffic.py; datagrams.py
 one large stream; the same by size of message         streams.py
 connections and requests a second; round trips        requests.py
 what connections cost that are only there             growth.py

@@ -13,10 +13,10 @@ from pathlib import Path
 from bench import peers
 from bench.copy import ssh_server
 from bench.harness import Memory
-from bench.load import dial
 from bench.peers import Near, Start, Way
 from bench.requests import nginx, wrk
 from bench.results import Figures, Key
+from bench.traffic import dial
 
 LEVELS = (1, 10, 100, 1_000, 10_000)
 CAPPED = 1_000

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.harness import Command, Memory, Running, free_port, running, vsockfwd
-from bench.load import TYPED, Place, listening
+from bench.traffic import TYPED, Place, listening
 
 OURS = "vsockfwd forward"
 SOCAT = "socat"

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import load, peers
+from bench import peers, traffic
 from bench.copy import ssh_server
 from bench.harness import accepts, free_port, running
-from bench.load import dial
 from bench.peers import DIRECT_TCP, DIRECT_UNIX, Near, Way, Ways
 from bench.results import Figures, Key, percentile
+from bench.traffic import dial
 
 SECONDS = 2
 RATE = "a second"
@@ -105,7 +105,7 @@ def latency(folder: Path, rounds: int) -> Figures:
     """Percentiles of the round trip of one byte, one at a time."""
     figures = Figures()
     port, path, near = free_port(), f"{folder}/server.sock", Near(folder)
-    with load.server(port, path), ssh_server(folder) as sshd:
+    with traffic.server(port, path), ssh_server(folder) as sshd:
         straight = {DIRECT_TCP: peers.direct(port), DIRECT_UNIX: peers.direct(path)}
         for subject, ways, ours in (
             ("TCP → UNIX, a byte there and back", peers.raw(near.tcp, folder, path) | straight, peers.OURS),
@@ -116,7 +116,7 @@ def latency(folder: Path, rounds: int) -> Figures:
                 for turn in range(rounds):
                     for name, way in peers.in_turn(ready, turn):
                         with peers.asked(subject, name, way), dial(way.place) as sock:
-                            took = load.round_trips(sock, ROUND_TRIPS)
+                            took = traffic.round_trips(sock, ROUND_TRIPS)
                         for percent in PERCENTILES:
                             figures.add(Key(subject, "µs", name, percent), percentile(took, percent) / 1000)
     return figures

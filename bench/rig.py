@@ -23,12 +23,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import load
+from bench import traffic
 from bench.harness import cpu_seconds, family
-from bench.load import Moved, dial, pull, push, serve
 from bench.peers import SOCATS, SOCATS_1M
 from bench.results import Figures, Key
 from bench.streams import CLIENT, CPU, SERVER
+from bench.traffic import Moved, dial, pull, push, serve
 from tests import guard
 from tests.vm.machine import Machine, Process
 from tests.vm.rig import Level, rig
@@ -170,7 +170,7 @@ def _load(rounds: int, ways: list[There]) -> None:
         for who_sends, move in ((CLIENT, push), (SERVER, pull)):
             for way in ways[at:] + ways[:at]:
                 with _dialled(way) as sock:
-                    moved = load.measure(move(sock), SECONDS if turn >= 0 else 1.0, way.cpu_seconds)
+                    moved = traffic.measure(move(sock), SECONDS if turn >= 0 else 1.0, way.cpu_seconds)
                 if turn >= 0:
                     rows += _rows(f"{PAIR}, {who_sends}", way, moved)
     print(json.dumps(rows))

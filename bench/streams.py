@@ -12,12 +12,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import load, peers
+from bench import peers, traffic
 from bench.copy import ssh_server
 from bench.harness import free_port
-from bench.load import AGAIN, FIRST, Moved, Step, dial, measure, pull, push
 from bench.peers import DIRECT_TCP, DIRECT_UNIX, Near, Way, Ways
 from bench.results import Figures, Key
+from bench.traffic import AGAIN, FIRST, Moved, Step, dial, measure, pull, push
 
 SLICE = 0.25
 """Seconds that a stream flows before it is the next one's turn."""
@@ -65,7 +65,7 @@ def raw(folder: Path, rounds: int) -> Figures:
     """TCP → UNIX, UNIX → TCP, TCP → TCP."""
     figures = Figures()
     port, path, near = free_port(), f"{folder}/server.sock", Near(folder)
-    with load.server(port, path):
+    with traffic.server(port, path):
         tcp, unix = {DIRECT_TCP: peers.direct(port)}, {DIRECT_UNIX: peers.direct(path)}
         pairs: dict[str, Ways] = {
             "TCP → UNIX": peers.raw(near.tcp, folder, path) | tcp | unix,
@@ -81,7 +81,7 @@ def hops(folder: Path, rounds: int) -> Figures:
     """A TCP client, a UNIX socket between two relays, a UNIX server."""
     figures = Figures()
     port, path = free_port(), f"{folder}/server.sock"
-    with load.server(port, path), ssh_server(folder) as sshd:
+    with traffic.server(port, path), ssh_server(folder) as sshd:
         ways = peers.hops(Near(folder), path, sshd)
         ways |= {DIRECT_TCP: peers.direct(port), DIRECT_UNIX: peers.direct(path)}
         _both_ways(figures, HOPS, ways, peers.OUR_HOPS, rounds)
@@ -92,7 +92,7 @@ def hybrid(folder: Path, rounds: int) -> Figures:
     """A stand-in for a VMM: it wants CONNECT, and is the guest's server at once."""
     figures = Figures()
     path = f"{folder}/vmm.sock"
-    with load.server(path, vmm=True):
+    with traffic.server(path, vmm=True):
         ways = peers.hybrid(Near(folder), path)
         _both_ways(figures, "TCP → hybrid socket", ways, peers.OURS, rounds)
         figures.ours[HYBRID_CALLS] = peers.OURS
@@ -100,7 +100,7 @@ def hybrid(folder: Path, rounds: int) -> Figures:
             for turn in range(rounds):
                 for name, way in peers.in_turn(ready, turn):
                     with peers.asked(HYBRID_CALLS, name, way):
-                        figures.add(Key(HYBRID_CALLS, "a second", name), load.calls(way.place, 1.0, way.typed))
+                        figures.add(Key(HYBRID_CALLS, "a second", name), traffic.calls(way.place, 1.0, way.typed))
     return figures
 
 
@@ -108,7 +108,7 @@ def sizes(folder: Path, rounds: int) -> Figures:
     """A client that sends messages of one size without a pause, by raw relays and by two hops."""
     figures = Figures()
     port, path, near = free_port(), f"{folder}/server.sock", Near(folder)
-    with load.server(port, path), ssh_server(folder) as sshd:
+    with traffic.server(port, path), ssh_server(folder) as sshd:
         straight = {DIRECT_TCP: peers.direct(port)}
         for subject, ways, ours in (
             ("TCP → UNIX, by size of message", peers.raw(near.tcp, folder, path) | straight, peers.OURS),

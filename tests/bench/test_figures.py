@@ -9,9 +9,9 @@ import pytest
 
 from bench.cases import CASES, written
 from bench.harness import Table
-from bench.load import Batch
 from bench.results import Figures, Key, Record, gains, load, percentile, save, spread
 from bench.targets import OTHERS, TARGETS, Target
+from bench.traffic import Batch
 
 OURS, PEER = "vsockfwd forward", "socat"
 

@@ -1,6 +1,6 @@
 """Clients and servers as load: they move bytes without a pause, or one at a time, and say how fast it went.
 
-    python -m bench.load [--vmm] PLACE…     a server on each PLACE: a TCP port of loopback, or a UNIX socket's path
+    python -m bench.traffic [--vmm] PLACE…     a server on each PLACE: a TCP port of loopback, or a UNIX socket's path
 
 A client's first byte says what the server is to do: SEND, DISCARD or ECHO. With --vmm it is a VMM's hybrid socket
 first, that wants `CONNECT PORT` and answers `OK …`.
@@ -193,7 +193,7 @@ def server(*places: Place, vmm: bool = False) -> Iterator[None]:
     """A server on each place, all in one process of its own."""
     words = [*(["--vmm"] if vmm else []), *map(str, places)]
     ready = [listening(place) for place in places]
-    with running([sys.executable, "-m", "bench.load", *words], ready=lambda: all(each() for each in ready)):
+    with running([sys.executable, "-m", "bench.traffic", *words], ready=lambda: all(each() for each in ready)):
         yield
 
 
