@@ -25,7 +25,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench $(CASES)
 
 # With atheris where it is there: .venv/bin/pip install atheris
 fuzz: $(VENV)/.dev
