@@ -134,7 +134,7 @@ def sweep_faults(name: str, make: type[Scenario], points: Points = every) -> Tal
                         return
                     before = await steady(scenario)
 
-    with tempfile.TemporaryDirectory(prefix="vsockfwd-faults-") as folder, injected() as faults:
+    with tempfile.TemporaryDirectory(prefix="f-") as folder, injected() as faults:
         scenario = make(Path(folder))
         run(main, scenario, faults)
     return tally
@@ -197,7 +197,7 @@ def sweep_cancellations(name: str, make: type[Scenario], half: str, points: Poin
         raise Wrong("it does not end")
 
     def try_at(at: int) -> int:
-        with tempfile.TemporaryDirectory(prefix="vsockfwd-faults-") as folder:
+        with tempfile.TemporaryDirectory(prefix="f-") as folder:
             scenario = make(Path(folder))
             before = scenario.descriptors()
             try:
