@@ -75,7 +75,7 @@ class Relays:
         self.live = set() if live is None else live
         self.poll = Poll()
         self.waiting: dict[object, Callable[[], None]] = {}
-        """What waits for something here without a task and is no relay yet, and how to let go of it when this is left."""
+        """What waits for something without a task and is no relay yet, and how to let go of it when this is left."""
         self._buffers = buffers
         self._report = report
         self._idle = idle
