@@ -119,8 +119,13 @@ class Link(Wire[StreamEvent]):
             first = memoryview(data)[: self.frame_limit]
             await self._write_frame(b"".join((*pending, self.machine.data_header(len(first)))), first)
             await self.send(memoryview(data)[len(first) :])
-        elif pending:
+        elif pending or self._left:
             await self.write(b"".join(pending))
+
+    def try_send_frames(self, *frames: tuple[int, Buffer]) -> bool:
+        """As `send_frames`, without waiting; False: some of it is left over, and goes before what that sends next."""
+        parts = [part for kind, load in frames for part in (self.machine.frame_header(kind, len(load)), load)]
+        return self.try_write(b"".join(parts))
 
     async def _write_frame(self, header: bytes, payload: memoryview) -> None:
         """A header and its payload in one send: copied together while that is cheap, gathered otherwise."""
