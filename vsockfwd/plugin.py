@@ -111,7 +111,7 @@ from vsockfwd.events import (
 from vsockfwd.identity import CID_ANY, CID_LOCAL, GuestPeer, Identity, NetworkPeer, OwnPeer, UnixPeer, VsockPeer
 from vsockfwd.policy import Policy
 from vsockfwd.rule import HERE, Admitted, AgentRule, AnyEnd, ForwardRule, Rule, RuleKind, StreamEnd, WhenDown, Written
-from vsockfwd.transport.base import Features, Listener, SocketStream, Stream
+from vsockfwd.transport.base import NEVER, Features, Listener, SocketStream, Stream
 from vsockfwd.transport.descriptor import DescriptorStream, listener_over, stream_over
 from vsockfwd.transport.network import Network, system_network
 from vsockfwd.transport.vsock import own_cid, why_no_loopback, why_unsupported
@@ -134,6 +134,7 @@ __all__ = [
     "CID_LOCAL",
     "CONTRACT",
     "HERE",
+    "NEVER",
     "SCHEMES",
     "AbstractAddress",
     "Access",

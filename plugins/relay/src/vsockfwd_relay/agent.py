@@ -74,6 +74,10 @@ class _Near(SocketStream):
             raise OSError(errno.ECONNRESET, "cut off")
         return size
 
+    def source_to_poll(self) -> int | None:
+        """None: who carries for the pair's other end is in this process too."""
+        return None
+
     def abort(self) -> None:
         """Have the agent's stream reset."""
         self.carrying.cancel()

@@ -330,7 +330,7 @@ class _Relaying:
                 await over.wait()
                 return
             self.engine.report(Opened(str(self.plan), str(near.peer)))
-            outcome = await self._join(near, far, swap=False)
+            outcome = await self._join(near, far, swap=False, alone=False)
             _judge(outcome)
         self.engine.report(Closed(str(self.plan), str(near.peer), outcome))
 
@@ -345,21 +345,24 @@ class _Relaying:
         )
         try:
             async with _opened(self.plan.second, situation) as far:
-                outcome = await self._join(near, far, swap=not accepted and not near.features.half_close)
+                swap = not accepted and not near.features.half_close
+                outcome = await self._join(near, far, swap=swap, alone=not many)
                 _judge(outcome)
         except BaseException:
             near.abort()
             raise
         self.engine.report(Closed(str(self.plan), str(near.peer), outcome))
 
-    async def _join(self, near: Stream, far: Stream, *, swap: bool) -> Outcome:
+    async def _join(self, near: Stream, far: Stream, *, swap: bool, alone: bool) -> Outcome:
         plan = self.plan
         if self._watched:
             near, far = Watched(near, self._shows(">", self._forth)), Watched(far, self._shows("<", self._back))
         if swap:  # the engine withholds a half-close that would kill the reply from its second stream only
             near, far = far, near
         try:
-            outcome = await relay(near, far, self.engine.buffers, idle=plan.idle, half_open=self._half_open)
+            outcome = await relay(
+                near, far, self.engine.buffers, idle=plan.idle, half_open=self._half_open, alone=alone
+            )
         except BaseExceptionGroup as group:  # a write that is final, out of the engine's nursery
             raise the_one(group) from None
         if swap:
