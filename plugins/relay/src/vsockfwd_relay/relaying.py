@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
@@ -34,7 +35,6 @@ from vsockfwd.plugin import (
     Outcome,
     OwnPeer,
     Problem,
-    Relays,
     Reset,
     SocketStream,
     Stream,
@@ -69,6 +69,9 @@ from vsockfwd_relay.streams import (
     StandardOutputClosed,
     Watched,
 )
+
+if TYPE_CHECKING:
+    from vsockfwd.plugin import Relays
 
 Show = Callable[[memoryview], None]
 Handler = Callable[[Stream], Awaitable[None]]
@@ -255,6 +258,8 @@ class _Relaying:
                 raise from_oserror(error, "hand the descriptor over") from None
 
     async def serve(self, first: Specification) -> None:
+        from vsockfwd.plugin import Relays  # what serves one alone starts sooner without
+
         listeners = await _listen(first, self._situation, "")
         gate = Gate(first.option("max-children")) if first.option("max-children") else None
         plan = self.plan
