@@ -139,6 +139,7 @@ def setting(programs: tuple[str, ...]) -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),
+        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
         "commit": _commit(),
         "versions": {name: _short(version(*VERSIONS[name])) for name in programs},
     }
