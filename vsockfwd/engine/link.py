@@ -12,7 +12,7 @@ import trio
 from vsockfwd.contract import BodyEvent, Data, Ended
 from vsockfwd.engine.framed import Framed
 from vsockfwd.engine.pump import ROUNDS, BufferPool
-from vsockfwd.engine.wired import GLANCE, Wire
+from vsockfwd.engine.wired import Wire
 from vsockfwd.errors import Code, LocalProtocolError, PeerBrokeProtocol, VsockfwdError, from_code
 from vsockfwd.events import Outcome
 from vsockfwd.transport.base import Stream
@@ -68,7 +68,7 @@ class Link(Wire[StreamEvent]):
             buffer = buffer[size:]
         if self.machine.data_left:
             raise _of_another_length()
-        self._most = GLANCE
+        self.glance()
 
     async def _receive_past(self, buffer: memoryview) -> int:
         """Receive bytes of a DATA frame past the machine; how many."""

@@ -49,12 +49,12 @@ TCP as the sink it was a loss, and so it is to vsock: see transport's Features.
 SPLICE_LEAST = 1 << 14
 """Bytes of one splice that are little: what comes next is received and sent, which costs a call less."""
 
-_SPLICE = getattr(os, "SPLICE_F_NONBLOCK", 0x02) | getattr(os, "SPLICE_F_MOVE", 0x01)
+SPLICE = getattr(os, "SPLICE_F_NONBLOCK", 0x02) | getattr(os, "SPLICE_F_MOVE", 0x01)
 _PIPES = 16
 """Pipes that a pool keeps; each is two descriptors."""
 
 
-class _Pipe:
+class Pipe:
     """A pipe between two sockets, how many bytes stand in it, and what is to be sent before them."""
 
     __slots__ = ("front", "held", "reading", "writing")
@@ -89,13 +89,13 @@ class BufferPool:
         self._large: list[memoryview] = []
         self._small: list[memoryview] = []
         self._made = 0
-        self._pipes: list[_Pipe] = []
+        self._pipes: list[Pipe] = []
 
-    def borrow_pipe(self) -> _Pipe:
+    def borrow_pipe(self) -> Pipe:
         """An empty pipe. Raises OSError."""
-        return self._pipes.pop() if self._pipes else _Pipe()
+        return self._pipes.pop() if self._pipes else Pipe()
 
-    def give_back_pipe(self, pipe: _Pipe) -> None:
+    def give_back_pipe(self, pipe: Pipe) -> None:
         """The end of a loan; one that still holds something is closed."""
         if pipe.held or len(self._pipes) >= _PIPES:
             pipe.close()
@@ -179,7 +179,7 @@ class Pump:
         """Bytes of a receive below which another one would be in vain."""
         self._buffer: memoryview | None = None
         self._rest: memoryview | None = None
-        self._pipe: _Pipe | None = None
+        self._pipe: Pipe | None = None
         self._bulk = False
         self._splices = source.splice_source() is not None and sink.splice_sink() is not None
 
@@ -270,7 +270,7 @@ class Pump:
         for _ in range(ROUNDS):
             if not pipe.held:
                 try:
-                    pipe.held = os.splice(source, pipe.writing, self._most, flags=_SPLICE)
+                    pipe.held = os.splice(source, pipe.writing, self._most, flags=SPLICE)
                 except BlockingIOError:
                     self._give_back_pipe()
                     return Needs.BYTES
@@ -291,7 +291,7 @@ class Pump:
                 try:
                     while pipe.front:
                         pipe.front = pipe.front[self._send(pipe.front) :]
-                    pipe.held -= os.splice(pipe.reading, sink, pipe.held, flags=_SPLICE)
+                    pipe.held -= os.splice(pipe.reading, sink, pipe.held, flags=SPLICE)
                 except BlockingIOError:
                     self._bulk = True  # until the pipe is empty
                     return Needs.ROOM
@@ -307,7 +307,7 @@ class Pump:
         """From or to a pipe: nothing in between. What is wrong with the sink is left to a send to be told of."""
         for _ in range(ROUNDS):
             try:
-                size = os.splice(source, sink, self._most, flags=_SPLICE)
+                size = os.splice(source, sink, self._most, flags=SPLICE)
             except BlockingIOError:
                 if not _ready(source, select.POLLIN):
                     return Needs.BYTES

@@ -135,6 +135,10 @@ class Wire(Generic[E]):
             self._ended.set()
         return self._end
 
+    def glance(self) -> None:
+        """Have the next receive take little, to learn what comes: what follows may be bulk that goes elsewhere."""
+        self._most = GLANCE
+
     def _receive(self) -> None:
         """Receive once; no buffer is held while there is nothing to receive."""
         if self._loan is None:
