@@ -10,6 +10,7 @@ To change …                                                     open …
   what a plugin may be, see and call                              contract.py (values), plugin.py (what it may import)
   what every forward rule may say, and who may use one            rule.py; the file that holds them: config.py
   who is let in to an agent, and what for                         policy.py
+  keys: their files, the proof, what a wrong one gets             key.py, engine/keys.py, wire/auth.py, engine/door.py
   the bytes between two vsockfwd peers                            wire/: frames, messages, control and stream machines
   … and in front of a connection, for others                      wire/proxy_protocol.py, engine/proxied.py
   how a kind of socket is dialled, listened on or identified      transport/: one file a scheme, base.py is the seam
@@ -30,7 +31,7 @@ To change …                                                     open …
   copy, relay, dgram                                              plugins/, a distribution each
 
 Arrows of import point one way: cli → modes, report, demo → plugin, discovery → engine → transport, wire → policy →
-contract → address, events → identity, service → errors. `make check` holds the code to it.
+contract → address, events → identity, service, key → errors. `make check` holds the code to it.
 """
 
 __version__ = "0.1.0"

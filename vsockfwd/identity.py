@@ -103,4 +103,19 @@ class OwnPeer:
         return self.name
 
 
-Identity = VsockPeer | UnixPeer | NetworkPeer | GuestPeer | OwnPeer
+@dataclass(frozen=True, slots=True)
+class KeyPeer:
+    """Who has proven to know the key of this name, wherever it came from (`seen`)."""
+
+    name: str
+    seen: VsockPeer | UnixPeer | NetworkPeer | GuestPeer | OwnPeer
+
+    @property
+    def principal(self) -> tuple[str, str]:
+        return ("key", self.name)
+
+    def __str__(self) -> str:
+        return f"key {self.name} ({self.seen})"
+
+
+Identity = VsockPeer | UnixPeer | NetworkPeer | GuestPeer | OwnPeer | KeyPeer

@@ -11,7 +11,17 @@ from dataclasses import dataclass
 
 from vsockfwd.contract import Access, Resource
 from vsockfwd.errors import NotAllowed
-from vsockfwd.identity import CID_ANY, CID_HOST, GuestPeer, Identity, NetworkPeer, UnixPeer, VsockPeer, cid_text
+from vsockfwd.identity import (
+    CID_ANY,
+    CID_HOST,
+    GuestPeer,
+    Identity,
+    KeyPeer,
+    NetworkPeer,
+    UnixPeer,
+    VsockPeer,
+    cid_text,
+)
 
 ROOT = 0
 
@@ -36,23 +46,31 @@ class Policy:
 
     `own_uid` is the user that the agent runs as; `cids` are machines trusted as a whole (CID_ANY: all of them);
     `uids` are local users let in on UNIX sockets beside the agent's own and root; `guests`: whether the guest behind
-    a hybrid listener is let in. `root` is the directory that all files are below; `read_only`: nothing is written.
+    a hybrid listener is let in. `keyed`: there are keys, and whoever no rule names has to show one. `root` is the
+    directory that all files are below; `read_only`: nothing is written.
     """
 
     own_uid: int
     cids: frozenset[int] = frozenset()
     uids: frozenset[int] = frozenset()
     guests: bool = False
+    keyed: bool = False
     root: str | None = None
     read_only: bool = False
 
     def admit(self, peer: Identity) -> Decision:
         """Whether a peer may have a session."""
         match peer:
+            case KeyPeer(name=name):
+                return Decision(True, f"it has the key {name}")
             case VsockPeer():
                 return self._admit_vsock(peer)
             case UnixPeer(uid=uid):
-                if uid in (ROOT, self.own_uid) or uid in self.uids:
+                if uid in self.uids:
+                    return Decision(True, f"uid {uid} is let in by rule")
+                if self.keyed:
+                    return Decision(False, f"uid {uid} shows no key", "ask with --auth-key FILE")
+                if uid in (ROOT, self.own_uid):
                     return Decision(True, f"uid {uid} is let in on a UNIX socket")
                 return Decision(
                     False,
@@ -65,16 +83,22 @@ class Policy:
                 return Decision(
                     False,
                     "the guest behind a hybrid socket is let in by a rule only",
-                    "start the agent with --allow-guest",
+                    "start the agent with --allow-guest, or with --auth-key",
                 )
             case NetworkPeer():
-                return Decision(False, "nobody is let in over TCP: an IP address proves nothing", "use unix: or vsock:")
+                return Decision(
+                    False,
+                    "nobody is let in over TCP without a key: an IP address proves nothing",
+                    "ask with --auth-key FILE, of an agent that was started with one; or use unix: or vsock:",
+                )
             case _:
                 return Decision(True, "this process's own descriptor")
 
     def _admit_vsock(self, peer: VsockPeer) -> Decision:
         if peer.cid in self.cids or CID_ANY in self.cids:
             return Decision(True, f"all of {cid_text(peer.cid)} is trusted by rule")
+        if self.keyed:
+            return Decision(False, f"{cid_text(peer.cid)} shows no key", "ask with --auth-key FILE")
         word = {1: "local", 2: "host"}.get(peer.cid, str(peer.cid))
         if peer.cid != CID_HOST:
             return Decision(

@@ -27,10 +27,12 @@ from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent
 from vsockfwd.engine.calling import Calling
 from vsockfwd.engine.invocation import Invocation
+from vsockfwd.engine.keys import load_key, load_keys
 from vsockfwd.engine.server import Gate
 from vsockfwd.errors import AddressError, NotAllowed, UsageError, VsockfwdError, printable
 from vsockfwd.events import Listening
-from vsockfwd.identity import CID_ANY, GuestPeer, Identity, VsockPeer
+from vsockfwd.identity import CID_ANY, GuestPeer, Identity, NetworkPeer, VsockPeer
+from vsockfwd.key import Key, joined
 from vsockfwd.policy import Policy
 from vsockfwd.transport.base import Listener
 
@@ -60,6 +62,14 @@ def serve(
     allow_guest: Annotated[
         bool, typer.Option("--allow-guest", help="trust the guest behind a hybrid: socket listened on")
     ] = False,
+    auth_key: Annotated[
+        list[str] | None,
+        typer.Option("--auth-key", metavar="FILE", help="trust who has this key; without one nobody else is let in"),
+    ] = None,
+    auth_keys: Annotated[
+        list[str] | None,
+        typer.Option("--auth-keys", metavar="FILE|DIR", help="the same for each key in a file, or in files *.key"),
+    ] = None,
     root: Annotated[
         str | None, typer.Option(metavar="DIR", help="what is copied is below this directory, and paths start there")
     ] = None,
@@ -69,15 +79,18 @@ def serve(
     """Run the agent: what -L forwards, cp and dgram talk to, usually inside the guest.
 
     On vsock it lets in privileged processes of the host only, on unix: its own user and root; --allow-… widens that.
+    With --auth-key, who is not named by an --allow-… has to have the key, and may come over tcp: too.
     With --connect it listens only where --listen says so; who listens where it calls is the client.
     """
     addresses = [parse_stream(text) for text in listen or []]
     places = [parse_target(text) for text in connect or []]
+    keys = _keys(auth_key or [], auth_keys or [])
     policy = Policy(
         own_uid=os.geteuid(),
         cids=frozenset(map(_cid, allow_cid or [])),
         uids=frozenset(allow_uid or []),
         guests=allow_guest,
+        keyed=bool(keys),
         root=None if root is None else _directory(root),
         read_only=read_only,
     )
@@ -85,7 +98,14 @@ def serve(
         check_listening(address, policy)
     for place in places:
         check_calling(place, policy)
-    return invocation.run(_serve, addresses, places, policy, invocation.modes(), metrics)
+    return invocation.run(_serve, addresses, places, policy, keys, invocation.modes(), metrics)
+
+
+def _keys(single: list[str], several: list[str]) -> tuple[Key, ...]:
+    """All keys that are to be trusted. Raises ConfigError, NotAllowed, and why a file cannot be read."""
+    if not single and not several and (named := os.environ.get("VSOCKFWD_AUTH_KEY")):
+        single = [named]
+    return joined([*((path, (load_key(path),)) for path in single), *((path, load_keys([path])) for path in several)])
 
 
 def _directory(path: str) -> str:
@@ -108,15 +128,15 @@ def _cid(text: str) -> int:
 
 def check_listening(address: Address, policy: Policy) -> None:
     """Refuse what would listen in vain, or for another than it seems."""
-    if isinstance(address, TcpAddress):
+    if isinstance(address, TcpAddress) and not policy.keyed:
         raise NotAllowed(
-            f"{address}: an agent lets nobody in over TCP, where an IP address proves nothing",
-            hint="listen on vsock: or unix:; a raw `vsockfwd forward tcp:PORT unix:PATH` can stand in front",
+            f"{address}: an agent lets nobody in over TCP without a key, where an IP address proves nothing",
+            hint="--auth-key FILE asks for one (vsockfwd keygen makes it); or listen on vsock: or unix:",
         )
-    if isinstance(address, HybridAddress) and not policy.guests:
+    if isinstance(address, HybridAddress) and not policy.guests and not policy.keyed:
         raise NotAllowed(
-            f"{address}: the guest behind a hybrid socket is let in by a rule only",
-            hint="--allow-guest is that rule",
+            f"{address}: the guest behind a hybrid socket is let in by a rule or a key only",
+            hint="--allow-guest is that rule, --auth-key FILE asks for a key",
         )
     if isinstance(address, UnixAddress) and address.vmm is not None:
         raise NotAllowed(
@@ -134,10 +154,7 @@ def check_calling(place: Address, policy: Policy) -> None:
     peer: Identity
     match place:
         case TcpAddress():
-            raise NotAllowed(
-                f"{place}: an agent lets nobody in over TCP, where an IP address proves nothing",
-                hint="call vsock: or unix:",
-            )
+            peer = NetworkPeer(place.host, place.port)
         case VsockAddress():
             if place.cid == CID_ANY:
                 raise UsageError(f"{place}: the CID any is for listening", hint=f"such as vsock:host:{place.port}")
@@ -147,7 +164,7 @@ def check_calling(place: Address, policy: Policy) -> None:
         case _:
             return  # the kernel tells who listens there
     decision = policy.admit(peer)
-    if not decision.allowed:
+    if not decision.allowed and not policy.keyed:
         raise NotAllowed(f"{place}: who listens there would not be let in: {decision.reason}", hint=decision.hint)
 
 
@@ -161,6 +178,7 @@ async def _serve(
     addresses: list[Address],
     places: list[Address],
     policy: Policy,
+    keys: tuple[Key, ...],
     modes: Mapping[str, Mode],
     metrics: str | None,
 ) -> None:
@@ -168,7 +186,7 @@ async def _serve(
         if not addresses and not places:
             addresses = default_addresses(engine)
         listeners = await _listen(engine, addresses, policy)
-        agent = Agent(engine, modes, policy)
+        agent = Agent(engine, modes, policy, keys=keys)
         names = ", ".join(sorted(agent.modes))
         for listener in listeners:
             engine.report(Listening(str(listener.address), f"for clients; modes: {names}"))

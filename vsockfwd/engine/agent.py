@@ -20,10 +20,11 @@ import trio
 from vsockfwd.address import Address, parse_stream
 from vsockfwd.contract import Join, Mode, package_of
 from vsockfwd.engine import Engine
-from vsockfwd.engine.control_link import HANDSHAKE_DEADLINE, SOFTWARE, ControlLink
+from vsockfwd.engine.control_link import HANDSHAKE_DEADLINE, ControlLink
+from vsockfwd.engine.door import Door
 from vsockfwd.engine.framed import Framed
 from vsockfwd.engine.link import Link
-from vsockfwd.engine.listening import Key, Lease, Tenancy
+from vsockfwd.engine.listening import Lease, LeaseKey, Tenancy
 from vsockfwd.engine.poll import ARRIVALS
 from vsockfwd.engine.relays import Relays
 from vsockfwd.engine.server import Gate, serve_listeners
@@ -35,6 +36,7 @@ from vsockfwd.errors import (
     Internal,
     LocalProtocolError,
     NoSuchMode,
+    NotAllowed,
     PeerBrokeProtocol,
     ShuttingDown,
     TimedOut,
@@ -45,6 +47,7 @@ from vsockfwd.errors import (
 )
 from vsockfwd.events import Denied, Outcome, Problem, Report
 from vsockfwd.identity import Identity
+from vsockfwd.key import Key
 from vsockfwd.policy import Policy
 from vsockfwd.transport.base import Listener, SocketStream, Stream
 from vsockfwd.wire.control import ControlMachine, Greeted
@@ -55,13 +58,12 @@ from vsockfwd.wire.frames import (
     HEADER,
     HEADER_LENGTH,
     PREFACE_LENGTH,
-    VERSIONS,
     FrameType,
     check_preface,
     frame_name,
 )
 from vsockfwd.wire.machine import Role
-from vsockfwd.wire.messages import LISTEN, TOKEN_LENGTH, Hello, Open, Ready, choose
+from vsockfwd.wire.messages import LISTEN, TOKEN_LENGTH, Open, Ready, choose
 from vsockfwd.wire.stream import Requested, StreamMachine
 
 DIAL_DEADLINE = 25.0
@@ -78,9 +80,10 @@ M = TypeVar("M", bound=msgspec.Struct)
 
 @dataclass(eq=False, slots=True)
 class _Session:
-    """What the agent keeps for one client: whom its token belongs to, and the streams that go with it."""
+    """What the agent keeps for one client: where its token is good, who it is, and the streams that go with it."""
 
     principal: tuple[str, object]
+    who: Identity
     frame: int
     tenancy: Tenancy
     streams: set[trio.CancelScope | _Joined] = field(default_factory=set)
@@ -172,14 +175,16 @@ class Agent:
         modes: Mapping[str, Mode],
         policy: Policy,
         *,
+        keys: tuple[Key, ...] = (),
         token: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self.engine = engine
+        self.door = Door(policy, keys, engine.report, token)
         self.modes = {name: mode for name, mode in modes.items() if mode.serve or mode.join}
         self.policy = policy
         self._token = token
         self._sessions: dict[bytes, _Session] = {}
-        self._leases: dict[Key, Lease] = {}
+        self._leases: dict[LeaseKey, Lease] = {}
         self._strangers: dict[object, Callable[[], None]] = {}
 
     async def serve(self, listeners: Sequence[Listener], gate: Gate) -> None:
@@ -191,18 +196,26 @@ class Agent:
     async def handle(self, stream: Stream, seen: bytes = b"", left: float = HANDSHAKE_DEADLINE) -> None:
         """Serve one connection to its end. `seen` was read from it already, `left` are seconds for its greeting."""
         link: ControlLink | Link | None = None
-        event = None
+        event, last = None, b""
         try:
             with trio.fail_after(left), self._stranger():
                 link, seen = await self._greet(stream, seen)
                 link.feed(seen)
                 event = await link.next()
+                if isinstance(link, ControlLink):
+                    greeted, event = event, None
+                    assert isinstance(greeted, Greeted)
+                    last = await self.door.admit(link, greeted)
+                    event = greeted
         except trio.TooSlowError:
             error = TimedOut(f"no greeting within {HANDSHAKE_DEADLINE:g} s")
             self.engine.report(Problem(stream.name, error.message))
             await self._turn_away(stream, link, error)
             return
         except EOFError:
+            return
+        except NotAllowed as error:  # the log has heard more
+            await self._turn_away(stream, link, error)
             return
         except VsockfwdError as error:
             if error.code not in (Code.RESET, Code.TRUNCATED):
@@ -213,7 +226,7 @@ class Agent:
             return  # crowded out by other strangers
         if isinstance(link, ControlLink):
             assert isinstance(event, Greeted)
-            await self._serve_control(link, event)
+            await self._serve_control(link, event, last)
         else:
             assert isinstance(link, Link)
             assert isinstance(event, Requested)
@@ -258,7 +271,7 @@ class Agent:
         kind = seen[PREFACE_LENGTH]
         link: ControlLink | Link
         if kind == FrameType.HELLO:
-            link = ControlLink(stream, ControlMachine(Role.AGENT), self.engine.buffers)
+            link = ControlLink(stream, ControlMachine(Role.AGENT, self.door.keys), self.engine.buffers)
         elif kind == FrameType.OPEN:
             link = Link(stream, StreamMachine(Role.AGENT), self.engine.buffers)
         else:
@@ -278,16 +291,9 @@ class Agent:
 
     # --- control connections
 
-    async def _serve_control(self, link: ControlLink, greeted: Greeted) -> None:
+    async def _serve_control(self, link: ControlLink, greeted: Greeted, last: bytes) -> None:
+        """Serve who was let in; `last` goes out in front of READY."""
         machine, peer = link.machine, link.peer
-        decision = self.policy.admit(peer)
-        if not decision.allowed:
-            self.engine.report(Denied(str(peer), decision.reason))
-            try:
-                decision.enforce()
-            except VsockfwdError as error:
-                await self._turn_away(link.stream, link, error)
-            return
         token = self._token(TOKEN_LENGTH)
         frame = min(FRAME_LIMIT, greeted.hello.frame)
         modes = {LISTEN: (1,)} | {name: mode.versions for name, mode in self.modes.items()}
@@ -296,9 +302,9 @@ class Agent:
         try:
             async with trio.open_nursery() as nursery:
                 tenancy = Tenancy(self.engine, self.policy, self._leases, link, nursery)
-                session = self._sessions[token] = _Session(peer.principal, frame, tenancy)
+                session = self._sessions[token] = _Session(link.stream.peer.principal, peer, frame, tenancy)
                 try:
-                    await link.write(machine.hello(Hello(VERSIONS, SOFTWARE)) + machine.ready(welcome))
+                    await link.write(last + machine.ready(welcome))
                     await link.live(tenancy.hear)
                 except VsockfwdError as error:
                     stopped = False
@@ -382,7 +388,7 @@ class Agent:
                 self.engine.report(Denied(str(link.peer), "it presented another's token"))
             await self._turn_away(link.stream, link, Gone("the session is not known here: log in again"))
             return
-        link.machine.frame_limit = session.frame
+        link.peer, link.machine.frame_limit = session.who, session.frame
         try:
             with trio.CancelScope() as scope:
                 session.streams.add(scope)

@@ -51,7 +51,7 @@ TOLD = 16
 
 _NOT_FOR_CLIENTS = frozenset({"stdio", "fd", "hybrid"})
 
-Key = tuple[tuple[str, object], bytes]
+LeaseKey = tuple[tuple[str, object], bytes]
 """Whose lease, and its id."""
 
 
@@ -164,7 +164,7 @@ class Tenancy:
     """
 
     def __init__(
-        self, engine: Engine, policy: Policy, leases: dict[Key, Lease], link: ControlLink, nursery: trio.Nursery
+        self, engine: Engine, policy: Policy, leases: dict[LeaseKey, Lease], link: ControlLink, nursery: trio.Nursery
     ) -> None:
         self.mode = Mode(LISTEN, "hands over connections that came in", serve=self._hand_over)
         self.unknown = 0
