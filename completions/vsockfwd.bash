@@ -3,7 +3,7 @@ _vsockfwd() {
   local word=${COMP_WORDS[COMP_CWORD]} options=
   COMPREPLY=()
   if [ "$COMP_CWORD" -eq 1 ]; then
-    COMPREPLY=($(compgen -W 'add cp demo dgram forward fs keygen ping plugins relay reload remove serve status top up --help --version' -- "$word"))
+    COMPREPLY=($(compgen -W 'add cp demo dgram forward fs keygen ping plugins policy relay reload remove serve status top up --help --version' -- "$word"))
     return
   fi
   case ${COMP_WORDS[1]} in
@@ -16,10 +16,11 @@ _vsockfwd() {
     keygen) options='--help --json --log-format --name --quiet --verbose -q -v' ;;
     ping) options='--auth-key --count --help --interval --json --log-format --quiet --verbose -c -i -p -q -v' ;;
     plugins) options='--help --json --log-format --quiet --verbose -q -v' ;;
+    policy) options='--allow-cid --allow-connect --allow-guest --allow-listen --allow-mode --allow-uid --auth-key --auth-keys --config --help --json --log-format --max-connections-per-peer --max-rate --quiet --read-only --root --verbose -c -q -v' ;;
     relay) options='' ;;
     reload) options='--control --help --json --log-format --quiet --verbose -q -v' ;;
     remove) options='--control --help --json --log-format --quiet --verbose -q -v' ;;
-    serve) options='--allow-cid --allow-guest --allow-uid --auth-key --auth-keys --connect --help --json --listen --log-format --metrics --quiet --read-only --root --verbose -l -q -v' ;;
+    serve) options='--allow-cid --allow-connect --allow-guest --allow-listen --allow-mode --allow-uid --auth-key --auth-keys --config --connect --help --json --listen --log-format --max-connections --max-connections-per-peer --max-rate --metrics --quiet --read-only --root --verbose -c -l -q -v' ;;
     status) options='--control --help --json --log-format --quiet --verbose -q -v' ;;
     top) options='--control --help --interval --json --log-format --quiet --verbose -d -n -q -v' ;;
     up) options='--check --config --control --drain --help --json --log-format --metrics --quiet --verbose -c -q -v' ;;

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import trio
@@ -22,19 +22,35 @@ from vsockfwd.address import (
     parse_target,
 )
 from vsockfwd.cli.metrics import Metrics, metered
+from vsockfwd.cli.rights import (
+    AllowCid,
+    AllowConnect,
+    AllowGuest,
+    AllowListen,
+    AllowMode,
+    AllowUid,
+    AuthKey,
+    AuthKeys,
+    Config,
+    MaxRate,
+    PerPeer,
+    ReadOnly,
+    Rights,
+    Root,
+)
 from vsockfwd.contract import Mode
 from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent
 from vsockfwd.engine.calling import Calling
 from vsockfwd.engine.invocation import Invocation
-from vsockfwd.engine.keys import load_key, load_keys
-from vsockfwd.engine.server import Gate
-from vsockfwd.errors import AddressError, NotAllowed, UsageError, VsockfwdError, printable
+from vsockfwd.engine.server import CAP, Gate
+from vsockfwd.errors import NotAllowed, UsageError, VsockfwdError
 from vsockfwd.events import Listening
 from vsockfwd.identity import CID_ANY, GuestPeer, Identity, NetworkPeer, VsockPeer
-from vsockfwd.key import Key, joined
+from vsockfwd.key import Key
 from vsockfwd.policy import Policy
 from vsockfwd.transport.base import Listener
+from vsockfwd.wire.messages import LISTEN
 
 
 def serve(
@@ -52,28 +68,22 @@ def serve(
         list[str] | None,
         typer.Option(metavar="ADDRESS", help="call there, where a client waits (its TARGET: accept:…)"),
     ] = None,
-    allow_cid: Annotated[
-        list[str] | None,
-        typer.Option("--allow-cid", metavar="host|local|any|N", help="trust every user of this machine"),
+    config: Config = None,
+    allow_cid: AllowCid = None,
+    allow_uid: AllowUid = None,
+    allow_guest: AllowGuest = False,
+    auth_key: AuthKey = None,
+    auth_keys: AuthKeys = None,
+    allow_connect: AllowConnect = None,
+    allow_listen: AllowListen = None,
+    allow_mode: AllowMode = None,
+    root: Root = None,
+    read_only: ReadOnly = False,
+    max_connections: Annotated[
+        int | None, typer.Option("--max-connections", metavar="N", help="connections at once, in all")
     ] = None,
-    allow_uid: Annotated[
-        list[int] | None, typer.Option("--allow-uid", metavar="UID", help="trust this local user on unix: sockets")
-    ] = None,
-    allow_guest: Annotated[
-        bool, typer.Option("--allow-guest", help="trust the guest behind a hybrid: socket listened on")
-    ] = False,
-    auth_key: Annotated[
-        list[str] | None,
-        typer.Option("--auth-key", metavar="FILE", help="trust who has this key; without one nobody else is let in"),
-    ] = None,
-    auth_keys: Annotated[
-        list[str] | None,
-        typer.Option("--auth-keys", metavar="FILE|DIR", help="the same for each key in a file, or in files *.key"),
-    ] = None,
-    root: Annotated[
-        str | None, typer.Option(metavar="DIR", help="what is copied is below this directory, and paths start there")
-    ] = None,
-    read_only: Annotated[bool, typer.Option("--read-only", help="files are read, and never written")] = False,
+    max_connections_per_peer: PerPeer = None,
+    max_rate: MaxRate = None,
     metrics: Metrics = None,
 ) -> int:
     """Run the agent: what -L forwards, cp and dgram talk to, usually inside the guest.
@@ -82,48 +92,47 @@ def serve(
     With --auth-key, who is not named by an --allow-… has to have the key, and may come over tcp: too.
     With --connect it listens only where --listen says so; who listens where it calls is the client.
     """
+    rights = Rights(
+        config=config,
+        allow_cid=allow_cid,
+        allow_uid=allow_uid,
+        allow_guest=allow_guest,
+        auth_key=auth_key,
+        auth_keys=auth_keys,
+        allow_connect=allow_connect,
+        allow_listen=allow_listen,
+        allow_mode=allow_mode,
+        root=root,
+        read_only=read_only,
+        per_peer=max_connections_per_peer,
+        max_rate=max_rate,
+    )
+    table, keys, policy = rights.decided()
+    most = max_connections if max_connections is not None else table.max_connections or CAP
+    if most < 1:
+        raise UsageError(f"--max-connections {most}: a whole number above 0")
+    modes = invocation.modes()
+    check_modes(policy, modes)
     addresses = [parse_stream(text) for text in listen or []]
     places = [parse_target(text) for text in connect or []]
-    keys = _keys(auth_key or [], auth_keys or [])
-    policy = Policy(
-        own_uid=os.geteuid(),
-        cids=frozenset(map(_cid, allow_cid or [])),
-        uids=frozenset(allow_uid or []),
-        guests=allow_guest,
-        keyed=bool(keys),
-        root=None if root is None else _directory(root),
-        read_only=read_only,
-    )
+    if listen is None and connect is None:
+        addresses, places = [one.value for one in table.listen], [one.value for one in table.connect]
     for address in addresses:
         check_listening(address, policy)
     for place in places:
         check_calling(place, policy)
-    return invocation.run(_serve, addresses, places, policy, keys, invocation.modes(), metrics)
+    return invocation.run(Serving(addresses, places, policy, keys, most, modes, metrics).run)
 
 
-def _keys(single: list[str], several: list[str]) -> tuple[Key, ...]:
-    """All keys that are to be trusted. Raises ConfigError, NotAllowed, and why a file cannot be read."""
-    if not single and not several and (named := os.environ.get("VSOCKFWD_AUTH_KEY")):
-        single = [named]
-    return joined([*((path, (load_key(path),)) for path in single), *((path, load_keys([path])) for path in several)])
-
-
-def _directory(path: str) -> str:
-    """An absolute path, of a directory that is there."""
-    if not os.path.isdir(path):
-        raise UsageError(f"--root {printable(path)}: is no directory")
-    return os.path.abspath(path)
-
-
-def _cid(text: str) -> int:
-    """`host`, `local`, `any` or a number, by the grammar of vsock addresses."""
-    try:
-        address = parse_stream(f"vsock:{text}:0")
-    except AddressError:
-        address = None
-    if not isinstance(address, VsockAddress):
-        raise UsageError(f"--allow-cid {printable(text)}: not a CID", hint="a number, host, local or any")
-    return address.cid
+def check_modes(policy: Policy, modes: Mapping[str, Mode]) -> None:
+    """Refuse a mode that is not there: what was meant to be allowed would not be. Raises UsageError."""
+    known = {LISTEN, *modes}
+    wanted = [("--allow-mode", policy.modes)]
+    wanted += [(f"serve.allow[{number}].modes", entry.modes) for number, entry in enumerate(policy.allow, 1)]
+    for where, names in wanted:
+        for name in names or ():
+            if name not in known:
+                raise UsageError(f"{where} {name}: there is no such mode", hint=f"there are {', '.join(sorted(known))}")
 
 
 def check_listening(address: Address, policy: Policy) -> None:
@@ -173,31 +182,37 @@ def default_addresses(engine: Engine) -> list[Address]:
     return [FdAddress(name) for name in engine.service.descriptors] or [VsockAddress(CID_ANY, AGENT_PORT)]
 
 
-async def _serve(
-    engine: Engine,
-    addresses: list[Address],
-    places: list[Address],
-    policy: Policy,
-    keys: tuple[Key, ...],
-    modes: Mapping[str, Mode],
-    metrics: str | None,
-) -> None:
-    async with metered(engine, metrics) as engine:
-        if not addresses and not places:
-            addresses = default_addresses(engine)
-        listeners = await _listen(engine, addresses, policy)
-        agent = Agent(engine, modes, policy, keys=keys)
-        names = ", ".join(sorted(agent.modes))
-        for listener in listeners:
-            engine.report(Listening(str(listener.address), f"for clients; modes: {names}"))
-        where = [f"listening on {listener.address}" for listener in listeners]
-        where += [f"calling {place}" for place in places]
-        await engine.service.ready(", ".join(where))
-        gate = Gate()
-        async with trio.open_nursery() as nursery:
-            for place in places:
-                nursery.start_soon(Calling(agent, place, gate).run)
-            nursery.start_soon(agent.serve, listeners, gate)
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """An agent as it was asked for. `most`: connections at once."""
+
+    addresses: list[Address]
+    places: list[Address]
+    policy: Policy
+    keys: tuple[Key, ...]
+    most: int
+    modes: Mapping[str, Mode]
+    metrics: str | None
+
+    async def run(self, engine: Engine) -> None:
+        """Serve until told to stop."""
+        async with metered(engine, self.metrics) as engine:
+            addresses = self.addresses
+            if not addresses and not self.places:
+                addresses = default_addresses(engine)
+            listeners = await _listen(engine, addresses, self.policy)
+            agent = Agent(engine, self.modes, self.policy, keys=self.keys)
+            names = ", ".join(sorted(agent.modes))
+            for listener in listeners:
+                engine.report(Listening(str(listener.address), f"for clients; modes: {names}"))
+            where = [f"listening on {listener.address}" for listener in listeners]
+            where += [f"calling {place}" for place in self.places]
+            await engine.service.ready(", ".join(where))
+            gate = Gate(self.most)
+            async with trio.open_nursery() as nursery:
+                for place in self.places:
+                    nursery.start_soon(Calling(agent, place, gate).run)
+                nursery.start_soon(agent.serve, listeners, gate)
 
 
 async def _listen(engine: Engine, addresses: list[Address], policy: Policy) -> list[Listener]:

@@ -18,7 +18,7 @@ import msgspec
 import trio
 
 from vsockfwd.address import Address, parse_stream
-from vsockfwd.contract import Join, Mode, package_of
+from vsockfwd.contract import Access, Join, Mode, Resource, package_of
 from vsockfwd.engine import Engine
 from vsockfwd.engine.control_link import HANDSHAKE_DEADLINE, ControlLink
 from vsockfwd.engine.door import Door
@@ -26,6 +26,7 @@ from vsockfwd.engine.framed import Framed
 from vsockfwd.engine.link import Link
 from vsockfwd.engine.listening import Lease, LeaseKey, Tenancy
 from vsockfwd.engine.poll import ARRIVALS
+from vsockfwd.engine.quota import Quota
 from vsockfwd.engine.relays import Relays
 from vsockfwd.engine.server import Gate, serve_listeners
 from vsockfwd.errors import (
@@ -48,8 +49,8 @@ from vsockfwd.errors import (
 from vsockfwd.events import Denied, Outcome, Problem, Report
 from vsockfwd.identity import Identity
 from vsockfwd.key import Key
-from vsockfwd.policy import Policy
-from vsockfwd.transport.base import Listener, SocketStream, Stream
+from vsockfwd.policy import Decision, Limits, Policy
+from vsockfwd.transport.base import Listener, SocketStream, Stream, first_to_answer
 from vsockfwd.wire.control import ControlMachine, Greeted
 from vsockfwd.wire.frames import (
     CLIENT_PREFACE,
@@ -109,7 +110,7 @@ class AgentCall:
         self.version = version
         self.peer: Identity = link.peer
         self.report: Report = agent.engine.report
-        self.root = agent.policy.root
+        self.root = agent.policy.root_of(link.peer)
         self.accepted = False
         self._agent = agent
         self._link = link
@@ -131,9 +132,32 @@ class AgentCall:
         try:
             # Whatever the client wrote as its connect-timeout: it has given up by then.
             with trio.fail_after(DIAL_DEADLINE):
-                return await self._agent.engine.network.connect(where)
+                network = self._agent.engine.network
+                return await first_to_answer(network.connect, self._checked(where, await network.resolve(where)))
         except trio.TooSlowError:
             raise TimedOut(f"connect to {where.bare()}: no answer within {DIAL_DEADLINE:g} s") from None
+
+    def _checked(self, asked: Address, found: Sequence[Address]) -> list[Address]:
+        """Those of the addresses that a name came to which the client may have. Raises NotAllowed where none is left.
+
+        What is dialled is what was checked: nothing looks the name up again.
+        """
+        if list(found) == [asked]:
+            return [asked]
+        decisions = [
+            (place, self._decide(Resource(Access.CONNECT, place.bare(), asked=asked.bare()))) for place in found
+        ]
+        allowed = [place for place, decision in decisions if decision.allowed]
+        if not allowed:
+            decisions[0][1].enforce()
+        return allowed
+
+    def _decide(self, resource: Resource) -> Decision:
+        return self._agent.policy.permit(self.peer, resource)
+
+    def check(self, resource: Resource) -> None:
+        """Ask the policy about what a mode found out by itself. Raises NotAllowed."""
+        self._decide(resource).enforce()
 
 
 def to_dial(address: str) -> Address:
@@ -182,6 +206,7 @@ class Agent:
         self.door = Door(policy, keys, engine.report, token)
         self.modes = {name: mode for name, mode in modes.items() if mode.serve or mode.join}
         self.policy = policy
+        self.quota = Quota()
         self._token = token
         self._sessions: dict[bytes, _Session] = {}
         self._leases: dict[LeaseKey, Lease] = {}
@@ -333,12 +358,13 @@ class Agent:
             relays.serve(lambda _: self._serve_stream(link, request), link.stream, leave)
 
         session = self._sessions.get(request.token)
-        if session is None or session.principal != link.peer.principal:
+        if session is None or session.principal != link.stream.peer.principal:
             in_task()
             return
+        link.peer = session.who
         try:
             mode, version = self._mode_for(request, session)
-            if mode.join is None:
+            if mode.join is None or self.policy.limits_of(link.peer) != Limits():
                 in_task()
                 return
             self._permit(link.peer, mode, request)
@@ -383,7 +409,7 @@ class Agent:
 
     async def _serve_stream(self, link: Link, request: Open) -> None:
         session = self._sessions.get(request.token)
-        if session is None or session.principal != link.peer.principal:
+        if session is None or session.principal != link.stream.peer.principal:
             if session is not None:
                 self.engine.report(Denied(str(link.peer), "it presented another's token"))
             await self._turn_away(link.stream, link, Gone("the session is not known here: log in again"))
@@ -405,14 +431,15 @@ class Agent:
         try:
             mode, version = self._mode_for(request, session)
             self._permit(link.peer, mode, request)
-            call = AgentCall(self, link, request, version)
-            if mode.join is not None:
-                await _join(call, mode.join(call))
-            else:
-                assert mode.serve is not None
-                await mode.serve(call)
-            if not call.accepted:
-                raise Internal(f"the mode {mode.name} neither accepted nor refused")
+            with self.quota.stream(link.peer, self.policy.limits_of(link.peer)):
+                call = AgentCall(self, link, request, version)
+                if mode.join is not None:
+                    await _join(call, mode.join(call))
+                else:
+                    assert mode.serve is not None
+                    await mode.serve(call)
+                if not call.accepted:
+                    raise Internal(f"the mode {mode.name} neither accepted nor refused")
         except Exception as caught:  # noqa: BLE001 - a mode's bug ends its own stream, and is told to both sides
             error = the_one(caught)
             name = printable(request.mode)
@@ -425,6 +452,7 @@ class Agent:
 
     def _permit(self, peer: Identity, mode: Mode, request: Open) -> None:
         """Raises NotAllowed, or BadRequest where the request makes no sense."""
+        self.policy.permit_mode(peer, mode.name).enforce()
         for resource in mode.resources(bytes(request.arguments)):
             self.policy.permit(peer, resource).enforce()
 

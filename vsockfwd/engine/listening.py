@@ -286,5 +286,6 @@ class Tenancy:
                 f"{address}: an agent listens on no {address.scheme} for its clients",
                 hint="it listens on tcp, unix, abstract and vsock addresses",
             )
+        self._policy.permit_mode(self._link.peer, LISTEN).enforce()
         self._policy.permit(self._link.peer, Resource(Access.LISTEN, str(address))).enforce()
         return address

@@ -33,6 +33,10 @@ class Network:
         """Open a stream. Raises a VsockfwdError, see Transport.connect."""
         return await self._of(address).connect(address, privileged=privileged)
 
+    async def resolve(self, address: Address) -> Sequence[Address]:
+        """What a name in an address stands for, see Transport.resolve. Raises NameNotResolved."""
+        return await self._of(address).resolve(address)
+
     async def listen(self, address: Address) -> Sequence[Listener]:
         """Listen. Raises a VsockfwdError, see Transport.listen."""
         return await self._of(address).listen(address)
