@@ -15,6 +15,7 @@ To change …                                                     open …
   the bytes between two vsockfwd peers                            wire/: frames, messages, control and stream machines
   … and in front of a connection, for others                      wire/proxy_protocol.py, engine/proxied.py
   how a kind of socket is dialled, listened on or identified      transport/: one file a scheme, base.py is the seam
+  … in TLS                                                        transport/tls.py
   how fast bytes move, how an end or a cut is passed on           engine/pump.py, engine/relay.py (plain streams)
   … without a task for each                                       engine/poll.py
   … and between two vsockfwd peers                                engine/link.py, control_link.py, on wired.py

@@ -96,6 +96,12 @@ def _write_file(path: str) -> str:
     return _quote(path.encode("utf-8", "surrogateescape"))
 
 
+def _peer_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,253}", text):
+        raise ValueError("is a name or an IP address, as a certificate has it")
+    return text
+
+
 def _format_seconds(value: float) -> str:
     return f"{value:.6f}".rstrip("0").rstrip(".")
 
@@ -107,6 +113,8 @@ class Option:
     read: Callable[[str], Any]
     write: Callable[[Any], str]
     meaning: str
+    flag: bool = False
+    """Whether it stands alone, without a value."""
 
 
 OPTIONS: Mapping[str, Option] = {
@@ -117,10 +125,16 @@ OPTIONS: Mapping[str, Option] = {
     "linger": Option(_count_or_none, str, "seconds that unsent bytes of a closed TCP connection are still sent"),
     "interface": Option(_interface, str, "network interface on which a multicast group is joined, or sent to"),
     "auth-key": Option(_file, _write_file, "file of the key that is shared with a target's agent"),
+    "tls": Option(bool, str, "TLS, both sides with a certificate", flag=True),
+    "cert": Option(_file, _write_file, "file of the certificate that is shown in TLS, and what signed it"),
+    "key": Option(_file, _write_file, "file of its private key, where it stands in another"),
+    "ca": Option(_file, _write_file, "file of the certificates that the peer's is to be signed by"),
+    "peer-name": Option(_peer_name, str, "name that the peer's certificate is to bear, instead of the host's"),
     "mode": Option(_file_mode, lambda value: f"{value:04o}", "permissions of the socket's file when listening"),
 }
 
-_STREAM_OPTIONS = ("connect-timeout", "backlog")
+_TLS_OPTIONS = ("tls", "cert", "key", "ca", "peer-name")
+_STREAM_OPTIONS = ("connect-timeout", "backlog", *_TLS_OPTIONS)
 _TARGET_OPTIONS = ("auth-key",)
 """What a TARGET may have besides."""
 
@@ -154,7 +168,10 @@ class Address:
         return f"{self.scheme}:{self.rest()}"
 
     def __str__(self) -> str:
-        return self.bare() + "".join(f",{name}={OPTIONS[name].write(value)}" for name, value in self.options)
+        return self.bare() + "".join(
+            f",{name}" if OPTIONS[name].flag else f",{name}={OPTIONS[name].write(value)}"
+            for name, value in self.options
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +179,7 @@ class VsockAddress(Address):
     """`vsock:CID:PORT`: an AF_VSOCK stream socket. Both numbers are 32 bits wide."""
 
     scheme = "vsock"
-    known_options = ("connect-timeout", "backlog", "buffer")
+    known_options = (*_STREAM_OPTIONS, "buffer")
 
     cid: int
     port: int
@@ -589,12 +606,20 @@ def _parse_options(
             )
         if name in found:
             raise whole.error(f"option {name} stands twice", start)
+        if OPTIONS[name].flag:
+            if equals:
+                raise whole.error(f"{name} stands alone, without a value", start + len(name))
+            found[name] = True
+            continue
         if not equals:
             raise whole.error(f"option {name} takes a value", at, f"{name}=…")
         try:
             found[name] = OPTIONS[name].read(value)
         except ValueError as error:
             raise whole.error(f"{name} {error}", start + len(name) + 1) from None
+    for name, needed in (("cert", "tls"), ("key", "cert"), ("ca", "tls"), ("peer-name", "tls")):
+        if name in found and needed not in found:
+            raise whole.error(f"{name} goes with {needed}", whole.text.index(f",{name}=") + 1)
     return tuple(sorted(found.items()))
 
 

@@ -207,10 +207,11 @@ def _internet_test(text: str, scheme: str, host: str, at: int, ports: tuple[int,
             return False
         if address.host == "*":
             return name == "*"
-        ip = ip_of(address.host or "127.0.0.1")
+        # What loopback is called is never looked up: the engine may dial it at once.
+        ip = ip_of("127.0.0.1" if address.host in ("", "localhost") else address.host)
         if ip is None:
             if listening:  # looked up when it is bound, and nobody binds what is not this machine's
-                return _is_called(name, address.host) or (address.host == "localhost" and networks == LOOPBACKS)
+                return _is_called(name, address.host)
             return bool(networks) or _is_called(name, address.host)  # not looked up yet
         if any(ip.version == network.version and ip in network for network in networks):
             return True

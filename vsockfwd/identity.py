@@ -104,11 +104,26 @@ class OwnPeer:
 
 
 @dataclass(frozen=True, slots=True)
+class CertificatePeer:
+    """Who has shown a certificate that is trusted where it came in, wherever from (`seen`). Its names, best first."""
+
+    names: tuple[str, ...]
+    seen: VsockPeer | UnixPeer | NetworkPeer | GuestPeer | OwnPeer
+
+    @property
+    def principal(self) -> tuple[str, str]:
+        return ("cert", self.names[0])
+
+    def __str__(self) -> str:
+        return f"certificate {self.names[0]} ({self.seen})"
+
+
+@dataclass(frozen=True, slots=True)
 class KeyPeer:
     """Who has proven to know the key of this name, wherever it came from (`seen`)."""
 
     name: str
-    seen: VsockPeer | UnixPeer | NetworkPeer | GuestPeer | OwnPeer
+    seen: VsockPeer | UnixPeer | NetworkPeer | GuestPeer | OwnPeer | CertificatePeer
 
     @property
     def principal(self) -> tuple[str, str]:
@@ -118,4 +133,4 @@ class KeyPeer:
         return f"key {self.name} ({self.seen})"
 
 
-Identity = VsockPeer | UnixPeer | NetworkPeer | GuestPeer | OwnPeer | KeyPeer
+Identity = VsockPeer | UnixPeer | NetworkPeer | GuestPeer | OwnPeer | CertificatePeer | KeyPeer

@@ -112,6 +112,7 @@ from vsockfwd.rule import HERE, Admitted, AgentRule, AnyEnd, ForwardRule, Rule, 
 from vsockfwd.transport.base import Features, Listener, SocketStream, Stream
 from vsockfwd.transport.descriptor import DescriptorStream, listener_over, stream_over
 from vsockfwd.transport.network import Network, system_network
+from vsockfwd.transport.tls import TlsStream, bears, names_of
 from vsockfwd.transport.vsock import own_cid, why_no_loopback, why_unsupported
 from vsockfwd.wire.proxy_protocol import header
 
@@ -218,6 +219,7 @@ __all__ = [
     "Summary",
     "TcpAddress",
     "TimedOut",
+    "TlsStream",
     "TransportMissing",
     "Truncated",
     "UdpAddress",
@@ -237,6 +239,7 @@ __all__ = [
     "Workers",
     "Written",
     "__version__",
+    "bears",
     "bind",
     "connected_to",
     "decode_arguments",
@@ -248,6 +251,7 @@ __all__ = [
     "header_for",
     "ignore",
     "listener_over",
+    "names_of",
     "open_session",
     "own_cid",
     "package_of",

@@ -16,6 +16,7 @@ from vsockfwd.errors import AddressError, NotAllowed
 from vsockfwd.identity import (
     CID_ANY,
     CID_HOST,
+    CertificatePeer,
     GuestPeer,
     Identity,
     KeyPeer,
@@ -92,6 +93,14 @@ class Policy:
         match peer:
             case KeyPeer(name=name):
                 return Decision(True, f"it has the key {name}", rule="keys")
+            case CertificatePeer():
+                if any(str(who).startswith("cert:") for entry in self.allow for who in entry.who):
+                    return Decision(
+                        False,
+                        f"{peer}: trusted by its CA, and no rule has the name",
+                        "cert:NAME in the who of a serve.allow entry, where the agent runs",
+                    )
+                return Decision(True, f"{peer}: signed by the CA that is trusted there", rule="ca")
             case VsockPeer():
                 return self._admit_vsock(peer)
             case UnixPeer(uid=uid):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -18,7 +19,17 @@ import msgspec
 
 from vsockfwd.address import Address, parse, parse_stream
 from vsockfwd.errors import AddressError, VsockfwdError, printable
-from vsockfwd.identity import CID_HOST, CID_LOCAL, GuestPeer, Identity, KeyPeer, NetworkPeer, UnixPeer, VsockPeer
+from vsockfwd.identity import (
+    CID_HOST,
+    CID_LOCAL,
+    CertificatePeer,
+    GuestPeer,
+    Identity,
+    KeyPeer,
+    NetworkPeer,
+    UnixPeer,
+    VsockPeer,
+)
 from vsockfwd.key import NAME
 
 MOST_CONNECTIONS = 16_000
@@ -87,7 +98,8 @@ class AnyEnd(Written):
 
 class Admitted(Written):
     """Who is meant: `cid:N` (`cid:host:privileged` for its privileged processes), `uid:N`, `net:NETWORK`, `guest`
-    (who is behind a hybrid socket; `guest:PATH`, behind that one)."""
+    (who is behind a hybrid socket; `guest:PATH`, behind that one) or `cert:NAME` (`cert:*.NAME`), who has shown a
+    certificate for that name."""
 
     value: str
     proven: ClassVar[bool] = False
@@ -109,11 +121,12 @@ class Admitted(Written):
                 raise VsockfwdError(f"{text!r}: {error}") from None
         if kind == "guest" and (text == kind or rest.startswith("/")):
             return cls(text)
+        if kind == "cert" and re.fullmatch(r"(\*\.)?[A-Za-z0-9_.:@/-]{1,253}", rest):
+            return cls(f"cert:{rest.lower()}")
         if cls.proven and kind == "key" and (rest == "*" or NAME.fullmatch(rest)):
             return cls(text)
-        raise VsockfwdError(
-            f"{printable(text)!r} names nobody: cid:N, uid:N, net:10.0.0.0/8, guest{', key:NAME' * cls.proven} do"
-        )
+        known = f"cid:N, uid:N, net:10.0.0.0/8, guest, cert:NAME{', key:NAME' * cls.proven}"
+        raise VsockfwdError(f"{printable(text)!r} names nobody: {known} do")
 
     def admits(self, peer: Identity) -> bool:
         """Whether a peer is meant."""
@@ -128,10 +141,16 @@ class Admitted(Written):
                 return kind == "net" and ipaddress.ip_address(host.partition("%")[0]) in ipaddress.ip_network(rest)
             case GuestPeer(socket=socket):
                 return kind == "guest" and (not rest or os.fsencode(rest) == socket)
+            case CertificatePeer(names=names):
+                return kind == "cert" and any(_is_for(name.lower(), rest) for name in names)
             case KeyPeer(name=name):
                 return kind == "key" and rest in ("*", name)
             case _:
                 return False
+
+
+def _is_for(name: str, wanted: str) -> bool:
+    return name.endswith(wanted[1:]) and name != wanted[1:] if wanted.startswith("*.") else name == wanted
 
 
 PRIVILEGED = ":privileged"

@@ -249,9 +249,12 @@ OPTION_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "backlog": st.integers(1, 10**9 - 1),
     "buffer": st.integers(1, 1 << 30),
     "auth-key": st.binary(min_size=1).map(lambda raw: os.fsdecode(raw.replace(b"\0", b"/"))),
+    "tls": st.just(True),
+    "peer-name": st.from_regex(r"[A-Za-z0-9_.:-]{1,50}", fullmatch=True),
     "mode": st.integers(0, 0o777),
     "interface": st.from_regex(r"[A-Za-z0-9_.-]{1,15}", fullmatch=True),
 }
+OPTION_VALUES |= dict.fromkeys(("cert", "key", "ca"), OPTION_VALUES["auth-key"])
 ports = st.integers(0, 65535)
 vsock_ports = st.integers(0, VSOCK_PORT_LIMIT)
 labels = st.from_regex(r"[a-zA-Z0-9_][a-zA-Z0-9_-]{0,20}", fullmatch=True)
@@ -289,6 +292,8 @@ FIELDS: dict[type[Address], tuple[st.SearchStrategy[Any], ...]] = {
 def addresses(draw: st.DrawFn) -> Address:
     kind = draw(st.sampled_from(list(FIELDS)))
     chosen = draw(st.sets(st.sampled_from(kind.known_options))) if kind.known_options else set()
+    chosen |= {"tls"} if chosen & {"cert", "key", "ca", "peer-name"} else set()
+    chosen |= {"cert"} if "key" in chosen else set()
     options = tuple((name, draw(OPTION_VALUES[name])) for name in sorted(chosen))
     return kind(*(draw(field) for field in FIELDS[kind]), options=options)
 

@@ -111,6 +111,13 @@ async def test_without_a_list_a_name_may_come_to_what_the_client_could_have_writ
         assert await connect(world, f"tcp:inside.test:{server}") == f"127.0.0.1:{server}"
 
 
+async def test_loopback_by_name_is_not_dialled_because_a_network_is_allowed(world: World, server: int):
+    async with world.agent(policy=connecting(f"tcp:10.0.0.0/8:{server}", f"tcp:*:{server}")):
+        for host in ("localhost:", "", "127.1.1.1:"):
+            with pytest.raises(NotAllowed, match="may connect to"):
+                await connect(world, f"tcp:{host}{server}")
+
+
 async def test_what_is_not_on_the_list_is_not_dialled_and_the_client_reads_why(world: World, server: int):
     async with world.agent(policy=connecting("tcp:localhost:1", "unix:/run/app/*")):
         for address in (f"tcp:{server}", f"tcp:127.0.0.1:{server}", "unix:/run/app/../other", "memory:x"):

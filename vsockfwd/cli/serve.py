@@ -137,12 +137,12 @@ def check_modes(policy: Policy, modes: Mapping[str, Mode]) -> None:
 
 def check_listening(address: Address, policy: Policy) -> None:
     """Refuse what would listen in vain, or for another than it seems."""
-    if isinstance(address, TcpAddress) and not policy.keyed:
+    if isinstance(address, TcpAddress) and not policy.keyed and not address.option("tls"):
         raise NotAllowed(
-            f"{address}: an agent lets nobody in over TCP without a key, where an IP address proves nothing",
-            hint="--auth-key FILE asks for one (vsockfwd keygen makes it); or listen on vsock: or unix:",
+            f"{address}: an agent lets nobody in over TCP without a key or TLS, where an IP address proves nothing",
+            hint="--auth-key FILE asks for one (vsockfwd keygen makes it); ,tls,cert=,key=,ca= asks for a certificate",
         )
-    if isinstance(address, HybridAddress) and not policy.guests and not policy.keyed:
+    if isinstance(address, HybridAddress) and not policy.guests and not policy.keyed and not address.option("tls"):
         raise NotAllowed(
             f"{address}: the guest behind a hybrid socket is let in by a rule or a key only",
             hint="--allow-guest is that rule, --auth-key FILE asks for a key",
@@ -160,6 +160,8 @@ def check_calling(place: Address, policy: Policy) -> None:
     """Refuse to call where nobody who answers would be let in, as far as the address tells."""
     if isinstance(place, AcceptAddress):
         raise UsageError(f"{place}: that is the client's word", hint=f"here it is --connect {place.place}")
+    if place.option("tls"):
+        raise UsageError(f"{place}: an agent that calls speaks no TLS", hint="a key proves both sides: --auth-key")
     peer: Identity
     match place:
         case TcpAddress():

@@ -168,6 +168,8 @@ def to_dial(address: str) -> Address:
         raise BadRequest(error.message, hint=error.hint) from None
     if where.scheme in ("stdio", "fd"):
         raise BadRequest(f"{where}: an agent has no {where.scheme} to offer")
+    if where.option("tls"):  # its files would be this machine's
+        raise BadRequest(f"{where}: an agent speaks no TLS for its clients", hint="the client's own end can")
     return where
 
 

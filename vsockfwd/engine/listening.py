@@ -286,6 +286,8 @@ class Tenancy:
                 f"{address}: an agent listens on no {address.scheme} for its clients",
                 hint="it listens on tcp, unix, abstract and vsock addresses",
             )
+        if address.option("tls"):  # its files would be this machine's
+            raise BadRequest(f"{address}: an agent speaks no TLS for its clients", hint="the client's own end can")
         self._policy.permit_mode(self._link.peer, LISTEN).enforce()
         self._policy.permit(self._link.peer, Resource(Access.LISTEN, str(address))).enforce()
         return address

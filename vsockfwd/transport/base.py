@@ -58,6 +58,8 @@ class Stream(trio.abc.HalfCloseableStream):
     features: Features = Features()
     peer: Identity = OwnPeer("this process")
     name: str = ""
+    settled = True
+    """Whether it is known who the peer is; else `settle` finds out."""
     sock: socket.socket | None = None
     """The socket itself, where there is one: to ask it things, not to send past `try_send`."""
     empties: bool = False
@@ -104,6 +106,9 @@ class Stream(trio.abc.HalfCloseableStream):
     def abort(self) -> None:
         """Close so that the neighbour sees a reset, where the transport can say it."""
         self.close()
+
+    async def settle(self) -> None:
+        """Find out who the peer is, where accepting did not tell. Raises VsockfwdError: nobody to be served."""
 
     # --- trio's interface, held to trio.testing's suite; what is in a hurry uses the primitives
 
