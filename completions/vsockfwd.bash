@@ -20,7 +20,7 @@ _vsockfwd() {
     relay) options='' ;;
     reload) options='--control --help --json --log-format --quiet --verbose -q -v' ;;
     remove) options='--control --help --json --log-format --quiet --verbose -q -v' ;;
-    serve) options='--allow-cid --allow-connect --allow-guest --allow-listen --allow-mode --allow-uid --auth-key --auth-keys --config --connect --help --json --listen --log-format --max-connections --max-connections-per-peer --max-rate --metrics --quiet --read-only --root --verbose -c -l -q -v' ;;
+    serve) options='--allow-cid --allow-connect --allow-guest --allow-listen --allow-mode --allow-uid --auth-key --auth-keys --config --confine --connect --help --json --listen --log-format --max-connections --max-connections-per-peer --max-rate --metrics --quiet --read-only --root --user --verbose -c -l -q -v' ;;
     status) options='--control --help --json --log-format --quiet --verbose -q -v' ;;
     top) options='--control --help --interval --json --log-format --quiet --verbose -d -n -q -v' ;;
     up) options='--check --config --control --drain --help --json --log-format --metrics --quiet --verbose -c -q -v' ;;

@@ -10,6 +10,7 @@ To change …                                                     open …
   what a plugin may be, see and call                              contract.py (values), plugin.py (what it may import)
   what every forward rule may say, and who may use one            rule.py; the file that holds them: config.py
   who is let in to an agent, and what for                         policy.py, on what may be written: allow.py
+  what an agent gives up once it listens                          engine/confine.py
   how many streams a client has, how fast                         engine/quota.py
   keys: their files, the proof, what a wrong one gets             key.py, engine/keys.py, wire/auth.py, engine/door.py
   the bytes between two vsockfwd peers                            wire/: frames, messages, control and stream machines

@@ -312,6 +312,8 @@ class Serve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_connections: Most | None = None
     max_connections_per_peer: Most | None = None
     max_rate: Most | None = None
+    user: str | None = None
+    confine: Confine = "auto"
     allow: tuple[Allow, ...] = ()
 
 

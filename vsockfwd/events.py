@@ -162,6 +162,15 @@ class Denied(Event, frozen=True):
         return f"{self.peer} turned away: {self.why}"
 
 
+class Confined(Event, frozen=True):
+    """What this process can do no more."""
+
+    how: str
+
+    def __str__(self) -> str:
+        return f"confined: {self.how}"
+
+
 class Problem(Event, frozen=True):
     """Something failed that ended nothing else. `detail` may hold a traceback, for those who asked for more."""
 

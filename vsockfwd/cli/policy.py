@@ -92,7 +92,7 @@ def policy(
         per_peer=max_connections_per_peer,
         max_rate=max_rate,
     )
-    _, keys, decided = rights.decided()
+    keys, decided = rights.decided(rights.table())
     who = read_identity(identity)
     decisions = [_admit(decided, keys, who)]
     allowed = decisions[0].allowed

@@ -84,12 +84,15 @@ class Rights:
     per_peer: int | None
     max_rate: int | None
 
-    def decided(self, own_uid: int | None = None) -> tuple[Serve, tuple[Key, ...], Policy]:
-        """The config file's table, the keys, and the policy. `own_uid`: whom the agent will run as.
+    def table(self) -> Serve:
+        """What the config file says. Raises ConfigError."""
+        return load_serve(self.config)
+
+    def decided(self, table: Serve, own_uid: int | None = None) -> tuple[tuple[Key, ...], Policy]:
+        """The keys and the policy, of the file's table and the flags. `own_uid`: whom the agent will run as.
 
         Raises UsageError, ConfigError, NotAllowed for a key that others may read.
         """
-        table = load_serve(self.config)
         keys = self._keys(table)
         root = _or(self.root, table.root)
         policy = Policy(
@@ -112,7 +115,7 @@ class Rights:
         for entry in table.allow:
             if entry.root is not None:
                 _directory(entry.root)
-        return table, keys, policy
+        return keys, policy
 
     def _keys(self, table: Serve) -> tuple[Key, ...]:
         """All keys that are to be trusted."""

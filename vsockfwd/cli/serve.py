@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -42,10 +43,11 @@ from vsockfwd.contract import Mode
 from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent
 from vsockfwd.engine.calling import Calling
+from vsockfwd.engine.confine import User, alone, check_landlock, find_user, give_up, landlock_version
 from vsockfwd.engine.invocation import Invocation
 from vsockfwd.engine.server import CAP, Gate
-from vsockfwd.errors import NotAllowed, UsageError, VsockfwdError
-from vsockfwd.events import Listening
+from vsockfwd.errors import NotAllowed, UsageError, VsockfwdError, printable
+from vsockfwd.events import Confined, Listening
 from vsockfwd.identity import CID_ANY, GuestPeer, Identity, NetworkPeer, VsockPeer
 from vsockfwd.key import Key
 from vsockfwd.policy import Policy
@@ -84,6 +86,13 @@ def serve(
     ] = None,
     max_connections_per_peer: PerPeer = None,
     max_rate: MaxRate = None,
+    user: Annotated[
+        str | None, typer.Option("--user", metavar="NAME", help="become this user once it listens (as root)")
+    ] = None,
+    confinement: Annotated[
+        str | None,
+        typer.Option("--confine", metavar="auto|yes|no", help="leave it no file but those below --root (Landlock)"),
+    ] = None,
     metrics: Metrics = None,
 ) -> int:
     """Run the agent: what -L forwards, cp and dgram talk to, usually inside the guest.
@@ -107,7 +116,11 @@ def serve(
         per_peer=max_connections_per_peer,
         max_rate=max_rate,
     )
-    table, keys, policy = rights.decided()
+    table = rights.table()
+    wanted = table.user if user is None else user
+    whom = None if wanted is None else find_user(wanted)
+    keys, policy = rights.decided(table, None if whom is None else whom.uid)
+    confined = check_confinement(table.confine if confinement is None else confinement, policy)
     most = max_connections if max_connections is not None else table.max_connections or CAP
     if most < 1:
         raise UsageError(f"--max-connections {most}: a whole number above 0")
@@ -121,7 +134,23 @@ def serve(
         check_listening(address, policy)
     for place in places:
         check_calling(place, policy)
-    return invocation.run(Serving(addresses, places, policy, keys, most, modes, metrics).run)
+        if whom is not None and whom.uid != 0 and isinstance(place, VsockAddress):
+            raise UsageError(
+                f"--user {whom.name} and --connect {place}: it calls from a privileged port each time",
+                hint="User= and AmbientCapabilities=CAP_NET_BIND_SERVICE of a systemd unit can do both",
+            )
+    return invocation.run(Serving(addresses, places, policy, keys, most, whom, confined, modes, metrics).run)
+
+
+def check_confinement(word: str, policy: Policy) -> bool:
+    """Whether to leave the process its roots alone. Raises UsageError, TransportMissing where `yes` cannot be."""
+    if word not in ("auto", "yes", "no"):
+        raise UsageError(f"--confine {printable(word)}: auto, yes or no")
+    if word == "yes":
+        if policy.root is None:
+            raise UsageError("--confine yes: to which directory?", hint="--root DIR says")
+        check_landlock()
+    return word != "no" and policy.root is not None and landlock_version() > 0
 
 
 def check_modes(policy: Policy, modes: Mapping[str, Mode]) -> None:
@@ -186,13 +215,16 @@ def default_addresses(engine: Engine) -> list[Address]:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """An agent as it was asked for. `most`: connections at once."""
+    """An agent as it was asked for. `most`: connections at once; `user`: whom it becomes once it listens; `confined`:
+    whether it then has its root's files alone."""
 
     addresses: list[Address]
     places: list[Address]
     policy: Policy
     keys: tuple[Key, ...]
     most: int
+    user: User | None
+    confined: bool
     modes: Mapping[str, Mode]
     metrics: str | None
 
@@ -203,18 +235,45 @@ class Serving:
             if not addresses and not self.places:
                 addresses = default_addresses(engine)
             listeners = await _listen(engine, addresses, self.policy)
+            given_up = await self._give_up(listeners)
             agent = Agent(engine, self.modes, self.policy, keys=self.keys)
             names = ", ".join(sorted(agent.modes))
             for listener in listeners:
                 engine.report(Listening(str(listener.address), f"for clients; modes: {names}"))
+            engine.report(Confined(given_up))
             where = [f"listening on {listener.address}" for listener in listeners]
             where += [f"calling {place}" for place in self.places]
+            where.append(given_up)
             await engine.service.ready(", ".join(where))
             gate = Gate(self.most)
             async with trio.open_nursery() as nursery:
                 for place in self.places:
                     nursery.start_soon(Calling(agent, place, gate).run)
                 nursery.start_soon(agent.serve, listeners, gate)
+
+    async def _give_up(self, listeners: Sequence[Listener]) -> str:
+        """Keep what serving needs; returns what is left, in words."""
+        roots = [] if self.policy.root is None else [self.policy.root]
+        if self.user is not None or self.confined:
+            await alone()
+        if self.user is not None and os.geteuid() == 0:
+            for listener in listeners:
+                _hand_over(listener.address, self.user)
+        how = give_up(self.user, roots, read_only=self.policy.read_only, confined=self.confined)
+        if not self.confined and roots:
+            how += ", files by its own checks alone"
+        return how
+
+
+def _hand_over(address: Address, user: User) -> None:
+    """Whose agent it is may connect to it: the file of its socket is the user's."""
+    match address:
+        case UnixAddress(path=path):
+            os.chown(path, user.uid, user.gid, follow_symlinks=False)
+        case HybridAddress():
+            os.chown(address.listening_path, user.uid, user.gid, follow_symlinks=False)
+        case _:
+            pass
 
 
 async def _listen(engine: Engine, addresses: list[Address], policy: Policy) -> list[Listener]:
