@@ -309,6 +309,7 @@ class Serve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     allow_mode: tuple[ModeName, ...] | None = None
     root: Directory | None = None
     read_only: bool = False
+    measure: bool = True
     max_connections: Most | None = None
     max_connections_per_peer: Most | None = None
     max_rate: Most | None = None

@@ -40,11 +40,13 @@ class Access(StrEnum):
     LISTEN = "listen"
     READ = "read"
     WRITE = "write"
+    MEASURE = "measure"
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """Something that a request touches: an address to connect to or to listen on, a path to read or write.
+    """Something that a request touches: an address to connect to or to listen on, a path to read or write; or, to
+    measure, the time of the agent's machine.
 
     `asked` is the address as it was asked for, where its name was looked up and came to `name`.
     """
@@ -90,12 +92,24 @@ class Channel(Protocol):
         """The next event. Raises Reset (or what the peer's code says), Truncated when the stream ends without END."""
         ...
 
+    async def receive_into(self, buffer: memoryview) -> None:
+        """Fill a buffer with the next bytes of the body, which have to come in pieces that end with it.
+
+        Raises as `receive` does, and PeerBrokeProtocol where anything else comes.
+        """
+        ...
+
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send bytes of the body, in as many DATA frames as it takes."""
         ...
 
-    async def send_frames(self, *frames: tuple[int, bytes | bytearray | memoryview]) -> None:
-        """Send whole frames of the mode's own kinds, (kind, payload) each, coalesced into few writes."""
+    async def send_frames(
+        self, *frames: tuple[int, bytes | bytearray | memoryview], data: bytes | bytearray | memoryview = b""
+    ) -> None:
+        """Send whole frames of the mode's own kinds, (kind, payload) each, coalesced into few writes.
+
+        `data`: bytes of the body that follow them, as `send` would send them, in the same write where they fit.
+        """
         ...
 
     async def send_end(self) -> None:
@@ -194,5 +208,5 @@ class Mode:
 
 
 def package_of(mode: str) -> str:
-    """The distribution that brings a mode, by the naming rule of the project's own plugins."""
-    return f"vsockfwd-{mode}"
+    """What brings a mode: the core, or a distribution by the naming rule of the project's own plugins."""
+    return "a later vsockfwd" if mode in RESERVED_MODES else f"vsockfwd-{mode}"

@@ -23,9 +23,11 @@ from vsockfwd.address import (
     UnixPacketAddress,
     VsockAddress,
     VsockPacketAddress,
+    Word,
     parse,
     parse_stream,
     parse_target,
+    split_spec,
 )
 from vsockfwd.config import NamedRule, find_target, read_rule
 from vsockfwd.contract import (
@@ -235,6 +237,7 @@ __all__ = [
     "VsockPeer",
     "VsockfwdError",
     "WhenDown",
+    "Word",
     "Work",
     "Workers",
     "Written",
@@ -264,6 +267,7 @@ __all__ = [
     "relay",
     "send_header",
     "serve_listeners",
+    "split_spec",
     "stream_over",
     "system_network",
     "takes_argv",

@@ -61,6 +61,7 @@ class Policy:
     a hybrid listener is let in. `keyed`: there are keys, and whoever no rule names has to show one.
 
     What holds for everybody: `root` is the directory that all files are below; `read_only`: nothing is written;
+    `measure`: whether it lets itself be measured, which takes its machine's time;
     `connect`, `listen` and `modes` are all that may be asked for, where they are not None; `limits` are each peer's.
     `allow` lets in whom its entries name; the first that names a peer narrows what it may.
     """
@@ -72,6 +73,7 @@ class Policy:
     keyed: bool = False
     root: str | None = None
     read_only: bool = False
+    measure: bool = True
     connect: tuple[Place, ...] | None = None
     listen: tuple[Place, ...] | None = None
     modes: tuple[str, ...] | None = None
@@ -162,6 +164,10 @@ class Policy:
             return Decision(
                 False, f"{resource.name}: this agent is read-only", "start it without --read-only", "read-only"
             )
+        if not self.measure and resource.access is Access.MEASURE:
+            return Decision(
+                False, "this agent does not let itself be measured", "start it without --no-measure", "measure"
+            )
         places = self.connect if resource.access is Access.CONNECT else self.listen
         of_all = resource.access in (Access.CONNECT, Access.LISTEN), f"allow-{resource.access}", places
         rules = [of_all]
@@ -219,6 +225,7 @@ class Policy:
 
 _VERBS = {
     Access.CONNECT: "connect to", Access.LISTEN: "listen on", Access.READ: "read", Access.WRITE: "write",
+    Access.MEASURE: "measure",
 }  # fmt: skip
 
 

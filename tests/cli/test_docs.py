@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.peers import need
+from vsockfwd.cli.main import main
 from vsockfwd.discovery import command_names
 from vsockfwd.errors import Code, from_code
 
@@ -56,13 +57,15 @@ def test_bash_completes_commands_options_and_schemes():
     assert done.stdout.splitlines() == ["forward", "--exit-on-failure", "hybrid:"]
 
 
-def test_the_manual_page_of_cp_has_every_option_and_renders_without_a_warning():
-    page = ROOT / "man/vsockfwd-cp.1"
+@pytest.mark.parametrize("command", ["cp", "perf"])
+def test_a_commands_own_manual_page_has_every_option_and_renders_without_a_warning(
+    command: str, capsys: pytest.CaptureFixture[str]
+):
+    page = ROOT / f"man/vsockfwd-{command}.1"
     lint = subprocess.run([need("mandoc"), "-T", "lint", "-W", "warning", str(page)], capture_output=True, text=True)
     assert lint.returncode == 0, lint.stdout
-    shown = subprocess.run(
-        [sys.executable, "-m", "vsockfwd", "cp", "--help"], capture_output=True, text=True, check=True
-    ).stdout
+    main([command, "--help"])
+    shown = capsys.readouterr().out
     options = set(re.findall(r"--[a-z][a-z0-9-]+", shown.partition("Options:")[2]))
     assert options
     text = page.read_text()

@@ -131,13 +131,23 @@ def group() -> Any:
     return typer.main.get_command(app)
 
 
-def run_typer(words: list[str]) -> int:
+def run_group(words: list[str]) -> int:
+    """Parse a whole command line and run it."""
+    return _run(group(), words, PROGRAM)
+
+
+def run_command(name: str, function: Callable[..., int | None], words: list[str]) -> int:
+    """The same for the words behind a command's name, without a look at what other commands there are."""
+    return _run(_typer_command(name, function), words, f"{PROGRAM} {name}")
+
+
+def _run(command: Any, words: list[str], name: str) -> int:
     """Parse and run; a usage error of the parser's becomes ours."""
     try:
-        code = group().main(words, prog_name=PROGRAM, standalone_mode=False)
+        code = command.main(words, prog_name=name, standalone_mode=False)
     except _ClickUsageError as error:
         context = error.ctx
-        path = context.command_path if context is not None else PROGRAM
+        path = context.command_path if context is not None else name
         raise UsageError(_one_line(error.format_message()), hint=f"{path} --help") from None
     except typer.Exit as done:
         return done.exit_code

@@ -64,6 +64,9 @@ def _run(words: list[str]) -> int:
         function = load_command(words[0])
         if getattr(function, "takes_argv", False):
             return call(function, words[1:])
-    from vsockfwd.cli.commands import run_typer
+        from vsockfwd.cli.commands import run_command
 
-    return run_typer(words)
+        return run_command(words[0], function, words[1:])
+    from vsockfwd.cli.commands import run_group
+
+    return run_group(words)

@@ -83,6 +83,7 @@ class Rights:
     read_only: bool
     per_peer: int | None
     max_rate: int | None
+    measure: bool = True
 
     def table(self) -> Serve:
         """What the config file says. Raises ConfigError."""
@@ -103,6 +104,7 @@ class Rights:
             keyed=bool(keys),
             root=None if root is None else _directory(root),
             read_only=self.read_only or table.read_only,
+            measure=self.measure and table.measure,
             connect=_or(_places("--allow-connect", self.allow_connect), table.allow_connect),
             listen=_or(_places("--allow-listen", self.allow_listen), table.allow_listen),
             modes=_or(_words(self.allow_mode), table.allow_mode),

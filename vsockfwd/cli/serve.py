@@ -93,6 +93,7 @@ def serve(
         str | None,
         typer.Option("--confine", metavar="auto|yes|no", help="leave it no file but those below --root (Landlock)"),
     ] = None,
+    no_measure: Annotated[bool, typer.Option("--no-measure", help="refuse `vsockfwd perf`")] = False,
     metrics: Metrics = None,
 ) -> int:
     """Run the agent: what -L forwards, cp and dgram talk to, usually inside the guest.
@@ -115,6 +116,7 @@ def serve(
         read_only=read_only,
         per_peer=max_connections_per_peer,
         max_rate=max_rate,
+        measure=not no_measure,
     )
     table = rights.table()
     wanted = table.user if user is None else user

@@ -372,8 +372,8 @@ class Agent:
             self._permit(link.peer, mode, request)
             join = mode.join(AgentCall(self, link, request, version))
             far = self.engine.network.connect_now(to_dial(join.connect))
-        except VsockfwdError:
-            far = None  # the task finds the same, and tells
+        except Exception:  # noqa: BLE001 - a refusal or a mode's bug: the task finds the same, and tells
+            far = None
         if far is None:
             in_task()
             return
@@ -389,6 +389,7 @@ class Agent:
             except OSError:
                 whole = False
             if not whole:  # the client is gone: an answer fits where nothing was sent before
+                del relays.waiting[link.stream]
                 relays.poll.forget(_socket(link.stream))
                 neighbour.abort()
                 link.close()
@@ -407,6 +408,7 @@ class Agent:
 
             stream.framed = relays.join(link, neighbour, ended, dialled=True)
 
+        relays.waiting[link.stream] = link.close
         relays.dialled(far, reached, in_task)
 
     async def _serve_stream(self, link: Link, request: Open) -> None:
@@ -522,8 +524,9 @@ class _Greeting:
 
     def begin(self) -> None:
         self._began = trio.current_time()
+        self._reception.relays.poll.add(self._stream.sock, self._heard, ARRIVALS)  # which may fail
         self._deadline = self._reception.greetings.add(self._in_task)
-        self._reception.relays.poll.add(self._stream.sock, self._heard, ARRIVALS)
+        self._reception.relays.waiting[self] = self._turned_out
         self._reception.agent.meet(self, self._turned_out)
         self._heard()
 
@@ -564,6 +567,7 @@ class _Greeting:
 
     def _known(self) -> None:
         self._over = True
+        self._reception.relays.waiting.pop(self, None)
         self._reception.greetings.call_off(self._deadline)
         self._reception.agent.know(self)
 

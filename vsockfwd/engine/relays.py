@@ -20,7 +20,7 @@ from vsockfwd.engine.poll import ARRIVALS, ROOM, Deadlines, Poll
 from vsockfwd.engine.pump import Broken, BufferPool, Needs
 from vsockfwd.engine.relay import Direction, Plain, Then
 from vsockfwd.engine.server import Handler, contain
-from vsockfwd.errors import VsockfwdError
+from vsockfwd.errors import VsockfwdError, from_oserror
 from vsockfwd.events import Ending, Outcome, Problem, Report
 from vsockfwd.transport.base import CONNECT_TIMEOUT, Dial, SocketStream, Stream
 
@@ -74,6 +74,8 @@ class Relays:
         """`live` holds the relays that run, each with `sent` and `received`; `idle` and `half_open` as in `relay`."""
         self.live = set() if live is None else live
         self.poll = Poll()
+        self.waiting: dict[object, Callable[[], None]] = {}
+        """What waits here without a task and is no relay yet, and how to let go of it when this is left."""
         self._buffers = buffers
         self._report = report
         self._idle = idle
@@ -98,6 +100,8 @@ class Relays:
         finally:
             for watched in list(self._watched.values()):
                 watched.stop()
+            for let_go in list(self.waiting.values()):
+                let_go()
             self.poll.close()
 
     def deadlines(self, seconds: float) -> Deadlines:
@@ -108,6 +112,7 @@ class Relays:
 
     def serve(self, handler: Handler, stream: Stream, leave: Callable[[], None]) -> None:
         """Serve a connection in a task after all: see engine/server.py's `contain`."""
+        self.waiting.pop(stream, None)
         self._nursery.start_soon(contain, handler, stream, self._report, leave)
 
     def dialled(self, far: Stream | Dial, reached: Callable[[Stream], None], otherwise: Callable[[], None]) -> None:
@@ -118,6 +123,7 @@ class Relays:
         dial = far
 
         def answered(_: int) -> None:
+            del self.waiting[dial]
             self._dials.call_off(deadline)
             self.poll.forget(dial.sock)
             try:
@@ -128,11 +134,18 @@ class Relays:
                 reached(stream)
 
         def late() -> None:
+            del self.waiting[dial]
             self.poll.closing(dial.sock)
             dial.sock.close()
             otherwise()
 
-        self.poll.add(dial.sock, answered, ROOM)
+        try:
+            self.poll.add(dial.sock, answered, ROOM)
+        except OSError:
+            dial.sock.close()
+            otherwise()
+            return
+        self.waiting[dial] = dial.sock.close
         deadline = self._dials.add(late)
 
     def begin(self, near: Stream, far: Stream, ended: Over) -> None:
@@ -154,6 +167,8 @@ class Relays:
     def _begin(self, relay: Relay, may_be_watched: bool, ended: Over) -> None:
         self.live.add(relay)
         near, far = relay.near, relay.far
+        self.waiting.pop(near, None)
+        self.waiting.pop(far, None)
         if self._idle or self._half_open:
             may_be_watched = False
         if may_be_watched and isinstance(near, SocketStream) and isinstance(far, SocketStream):
@@ -195,8 +210,13 @@ class _Watched:
 
     def begin(self) -> None:
         self.relay.told(functools.partial(self._step, self.relay.back))
-        self._poll.add(self._near, self._near_told, ARRIVALS)
-        self._poll.add(self._far, self._far_told, ARRIVALS)
+        try:
+            self._poll.add(self._near, self._near_told, ARRIVALS)
+            self._poll.add(self._far, self._far_told, ARRIVALS)
+        except OSError as error:  # this user watches as much as the kernel lets anyone (epoll(7))
+            self.relay.broke(from_oserror(error, "watching it").message)
+            self._over()
+            return
         self._step(self.relay.forth)
         if self.relay.may_hold:
             self._step(self.relay.back)

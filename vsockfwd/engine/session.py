@@ -374,20 +374,28 @@ class _Asking:
     def begin(self, stream: Stream) -> None:
         """Ask, over a connection that was just dialled."""
         machine, asking = self._asked
+        poll = self._relays.poll
+        self._link = Link(stream, machine, self._session.engine.buffers)
+        if not isinstance(stream, SocketStream):
+            self._give_up()
+            return
         try:
-            whole = isinstance(stream, SocketStream) and stream.try_send(asking) == len(asking)
+            poll.add(stream.sock, lambda _: self._heard(), ARRIVALS)
+            whole = stream.try_send(asking) == len(asking)
         except OSError:
             whole = False
         if not whole:
-            stream.close()
-            self._otherwise()
+            poll.forget(stream.sock)
+            self._give_up()
             return
-        self._link = Link(stream, machine, self._session.engine.buffers)
         self._link.abandoned = self._heard
         self._session._links.add(self._link)
+        self._relays.waiting[self] = self._link.close
         self._deadline = self._relays.answers.add(self._late)
-        assert stream.sock is not None
-        self._relays.poll.add(stream.sock, lambda _: self._heard(), ARRIVALS)
+
+    def _give_up(self) -> None:
+        self._link.close()
+        self._otherwise()
 
     def _heard(self) -> None:
         sock = self._link.stream.sock
@@ -403,6 +411,7 @@ class _Asking:
         except (EOFError, VsockfwdError) as error:
             found = error
         self._relays.answers.call_off(self._deadline)
+        del self._relays.waiting[self]
         self._link.abandoned = None
         if not isinstance(found, VsockfwdError | EOFError):
             try:
@@ -412,13 +421,13 @@ class _Asking:
                 found = error
         self._relays.poll.forget(sock)
         if isinstance(found, Gone):
-            self._link.close()
-            self._otherwise()
+            self._give_up()
         else:
             self._answered(self._session._failed(self._link, found))
 
     def _late(self) -> None:
         assert self._link.stream.sock is not None
+        del self._relays.waiting[self]
         self._relays.poll.forget(self._link.stream.sock)
         self._answered(self._session._failed(self._link, None))
 

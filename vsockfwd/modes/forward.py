@@ -156,6 +156,7 @@ async def run_raw(work: Work, rule: RawRule) -> None:
             if far is None:
                 return False
             engine.report(Opened(name, str(near.peer)))
+            relays.waiting[near] = near.abort
             relays.dialled(
                 far,
                 lambda stream: relays.begin(near, stream, closing(engine, name, near, leave)),
@@ -190,6 +191,7 @@ async def run_local(work: Work, rule: LocalRule) -> None:
         def at_once(near: Stream, leave: Callable[[], None]) -> bool:
             def answered(answer: OpenedStream | VsockfwdError) -> None:
                 if isinstance(answer, VsockfwdError):
+                    del relays.waiting[near]
                     with taken(engine, name, near, True):
                         raise answer
                     leave()
@@ -200,6 +202,7 @@ async def run_local(work: Work, rule: LocalRule) -> None:
                 relays.serve(functools.partial(handle, opened=True), near, leave)
 
             engine.report(Opened(name, str(near.peer)))
+            relays.waiting[near] = near.abort
             if not keeper.session.begin(NAME, connect, relays, answered, otherwise):
                 otherwise()
             return True

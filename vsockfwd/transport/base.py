@@ -232,8 +232,8 @@ class SocketStream(Stream):
         close_socket(self.sock)
 
     def abort(self) -> None:
-        if self.features.reset and self.sock.fileno() >= 0:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+        if self.features.reset:
+            reset_at_close(self.sock)
         self.close()
 
 
@@ -412,6 +412,12 @@ def close_socket(sock: socket.socket) -> None:
     if sock.fileno() >= 0:
         trio.lowlevel.notify_closing(sock)
         sock.close()
+
+
+def reset_at_close(sock: socket.socket) -> None:
+    """Have the neighbour of a TCP socket see a reset instead of an end, when it is closed."""
+    if sock.fileno() >= 0:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
 
 
 async def connect_socket(sock: socket.socket, sockaddr: Any, address: Address) -> None:

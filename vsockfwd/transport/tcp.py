@@ -33,6 +33,7 @@ from vsockfwd.transport.base import (
     connect_socket,
     first_to_answer,
     listen_failed,
+    reset_at_close,
 )
 
 FEATURES = Features(half_close=True, reset=True, splice_from=True)
@@ -91,7 +92,10 @@ class TcpTransport(Transport[TcpAddress]):
         if found is None or address.option("connect-timeout") is not None:
             return None
         family, host = found
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError:
+            return None
         try:
             _prepare(sock, address)
             # The kernel answers for loopback before the first call is over, and says so at the second.
@@ -137,6 +141,7 @@ class TcpTransport(Transport[TcpAddress]):
             _prepare(sock, address)
             await connect_socket(sock, (host, address.port), address)
         except BaseException:
+            reset_at_close(sock)  # who was reached meanwhile must not take nothing at all for all there is
             sock.close()
             raise
         return SocketStream(sock, FEATURES, NetworkPeer(host, address.port), address.bare())

@@ -186,7 +186,10 @@ class VsockTransport(Transport[VsockAddress]):
             return None
         if address.cid == CID_LOCAL and why_no_loopback() is not None:
             return None
-        sock = _vsock(address)
+        try:
+            sock = _vsock(address)
+        except OSError:
+            return None
         number = sock.connect_ex((address.cid, address.port))
         if number not in (0, errno.EINPROGRESS):
             sock.close()
