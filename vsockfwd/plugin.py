@@ -106,6 +106,7 @@ from vsockfwd.rule import HERE, Admitted, AgentRule, AnyEnd, ForwardRule, Rule, 
 from vsockfwd.transport.base import NEVER, Features, Listener, SocketStream, Stream
 from vsockfwd.transport.descriptor import DescriptorStream, listener_over, stream_over
 from vsockfwd.transport.network import Network, system_network
+from vsockfwd.transport.tls import TlsStream, bears, names_of
 from vsockfwd.transport.vsock import own_cid, why_no_loopback, why_unsupported
 
 if TYPE_CHECKING:
@@ -247,6 +248,7 @@ __all__ = [
     "Summary",
     "TcpAddress",
     "TimedOut",
+    "TlsStream",
     "TransportMissing",
     "Truncated",
     "UdpAddress",
@@ -267,6 +269,7 @@ __all__ = [
     "Workers",
     "Written",
     "__version__",
+    "bears",
     "bind",
     "connected_to",
     "decode_arguments",
@@ -278,6 +281,7 @@ __all__ = [
     "header_for",
     "ignore",
     "listener_over",
+    "names_of",
     "open_session",
     "own_cid",
     "package_of",

@@ -13,7 +13,7 @@ from typing import Any
 
 import trio
 
-from vsockfwd.address import Address
+from vsockfwd.address import Address, with_key
 from vsockfwd.config import find_target
 from vsockfwd.contract import Mode
 from vsockfwd.engine import Engine
@@ -45,10 +45,15 @@ class Invocation:
         """Every kind of rule that the installed modes bring, by name."""
         return {kind.name: kind for mode in self.modes().values() for kind in mode.rules}
 
-    def target(self, text: str, port: int | None = None) -> Address:
-        """Read a TARGET: an address, a CID, or a name that the config file has. Raises AddressError, ConfigError."""
+    def target(self, text: str, port: int | None = None, auth_key: str | None = None) -> Address:
+        """Read a TARGET: an address, a CID, or a name that the config file has. Raises AddressError, ConfigError.
+
+        `auth_key` is what `--auth-key` said: the file of the key, instead of one that the target names.
+        """
         named = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", text) is not None and text != "stdio"
-        return find_target(text, self.targets() if named else {}, port)
+        target = find_target(text, self.targets() if named else {}, port)
+        # A forward in the background, and a service, may go to another directory.
+        return target if auth_key is None else with_key(target, os.path.abspath(auth_key))
 
     def run(
         self,
@@ -86,7 +91,12 @@ class Invocation:
         on_hangup: Callable[[], None] | None,
         network: Network | None,
     ) -> int | None:
-        engine = Engine(network or system_network(service.descriptors), self.report, service=service)
+        engine = Engine(
+            network or system_network(service.descriptors),
+            self.report,
+            service=service,
+            auth_key=os.environ.get("VSOCKFWD_AUTH_KEY") or None,
+        )
         stopped_by: int | None = None
         cut_off = False
         result: int | None = None
