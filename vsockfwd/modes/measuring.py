@@ -437,7 +437,7 @@ class Measuring:
         complete = False
         try:
             until = trio.current_time() + asked.seconds
-            while trio.current_time() < until and len(times) < MOST_ROUND_TRIPS:
+            while not times or (trio.current_time() < until and len(times) < MOST_ROUND_TRIPS):
                 times.append(await self._round_trip(way, made.next(asked.small), check))
             await way.confirm(made.position)
             complete = True
@@ -469,7 +469,7 @@ class Measuring:
 
         async def open_for(seconds: float, times: array[float]) -> None:
             until = trio.current_time() + seconds
-            while trio.current_time() < until and len(one) + len(many) < MOST_CONNECTIONS:
+            while not times or (trio.current_time() < until and len(one) + len(many) < MOST_CONNECTIONS):
                 times.append(await self._connection())
 
         try:
