@@ -469,7 +469,7 @@ class Measuring:
 
         async def open_for(seconds: float, times: array[float]) -> None:
             until = trio.current_time() + seconds
-            while not times or (trio.current_time() < until and len(one) + len(many) < MOST_CONNECTIONS):
+            while not times or (trio.current_time() < until and len(times) < MOST_CONNECTIONS // 2):
                 times.append(await self._connection())
 
         try:
