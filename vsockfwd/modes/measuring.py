@@ -407,7 +407,8 @@ class Measuring:
 
         def note() -> Throughput:
             used = time.process_time() - cpu
-            return Throughput(upward.flow(), downward.flow(), used, self._agent_cpu(), complete)
+            agent_used = self._agent_cpu() if complete else None  # it is told at the end
+            return Throughput(upward.flow(), downward.flow(), used, agent_used, complete)
 
         async def look() -> None:
             while True:
