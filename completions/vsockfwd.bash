@@ -3,7 +3,7 @@ _vsockfwd() {
   local word=${COMP_WORDS[COMP_CWORD]} options=
   COMPREPLY=()
   if [ "$COMP_CWORD" -eq 1 ]; then
-    COMPREPLY=($(compgen -W 'add cp demo dgram forward fs ping plugins relay reload remove serve status top up --help --version' -- "$word"))
+    COMPREPLY=($(compgen -W 'add cp demo dgram forward fs guests ping plugins relay reload remove serve status top up --help --version' -- "$word"))
     return
   fi
   case ${COMP_WORDS[1]} in
@@ -13,6 +13,7 @@ _vsockfwd() {
     dgram) options='--exit-on-failure --flows --help --idle --json --log-format --quiet --verbose -L -R -p -q -v' ;;
     forward) options='--drain --exit-on-failure --half-open-timeout --help --idle-timeout --json --log-format --max-connections --quiet --verbose --when-down --workers -D -L -R -W -f -p -q -v' ;;
     fs) options='--force --help --json --log-format --long --parents --quiet --recursive --verbose -R -f -l -p -q -r -v' ;;
+    guests) options='--help --json --log-format --names --quiet --verbose -q -v' ;;
     ping) options='--count --help --interval --json --log-format --quiet --verbose -c -i -p -q -v' ;;
     plugins) options='--help --json --log-format --quiet --verbose -q -v' ;;
     relay) options='' ;;

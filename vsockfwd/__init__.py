@@ -9,6 +9,7 @@ To change …                                                     open …
   what can be told about a transfer, and how it may end           events.py
   what a plugin may be, see and call                              contract.py (values), plugin.py (what it may import)
   what every forward rule may say, and who may use one            rule.py; the file that holds them: config.py
+  how the guests of this machine are found, and named             guests/
   who is let in to an agent, and what for                         policy.py
   the bytes between two vsockfwd peers                            wire/: frames, messages, control and stream machines
   … and in front of a connection, for others                      wire/proxy_protocol.py, engine/proxied.py
@@ -29,8 +30,8 @@ To change …                                                     open …
   the tour that `make demo` gives                                 demo.py
   copy, relay, dgram                                              plugins/, a distribution each
 
-Arrows of import point one way: cli → modes, report, demo → plugin, discovery → engine → transport, wire → policy →
-contract → address, events → identity, service → errors. `make check` holds the code to it.
+Arrows of import point one way: cli → modes, report, demo → plugin, discovery → engine → transport, wire → guests →
+policy, config → contract → address, events → identity, service → errors. `make check` holds the code to it.
 """
 
 __version__ = "0.1.0"
