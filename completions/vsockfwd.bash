@@ -3,7 +3,7 @@ _vsockfwd() {
   local word=${COMP_WORDS[COMP_CWORD]} options=
   COMPREPLY=()
   if [ "$COMP_CWORD" -eq 1 ]; then
-    COMPREPLY=($(compgen -W 'add cp demo dgram forward fs guests ping plugins relay reload remove serve status top up --help --version' -- "$word"))
+    COMPREPLY=($(compgen -W 'add cp demo dgram doctor forward fs guests ping plugins relay reload remove serve status top up --help --version' -- "$word"))
     return
   fi
   case ${COMP_WORDS[1]} in
@@ -11,6 +11,7 @@ _vsockfwd() {
     cp) options='--acls --archive --backup --bwlimit --checksum --chmod --chown --delete --delta --dereference --digest --dry-run --exclude --files-from --from0 --fsync --group --hard-links --help --include --inplace --json --log-format --mkpath --no-clobber --no-dereference --no-target-directory --numeric-ids --owner --perms --progress --quiet --recursive --resume --stats --suffix --target-directory --times --update --verbose --xattrs -0 -A -H -L -P -R -T -X -a -b -c -g -n -o -p -q -r -t -u -v' ;;
     demo) options='--help --json --log-format --quiet --verbose -q -v' ;;
     dgram) options='--exit-on-failure --flows --help --idle --json --log-format --quiet --verbose -L -R -p -q -v' ;;
+    doctor) options='--help --json --log-format --quiet --verbose -p -q -v' ;;
     forward) options='--drain --exit-on-failure --half-open-timeout --help --idle-timeout --json --log-format --max-connections --quiet --verbose --when-down --workers -D -L -R -W -f -p -q -v' ;;
     fs) options='--force --help --json --log-format --long --parents --quiet --recursive --verbose -R -f -l -p -q -r -v' ;;
     guests) options='--help --json --log-format --names --quiet --verbose -q -v' ;;

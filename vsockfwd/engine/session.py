@@ -63,6 +63,8 @@ class Session:
         self._pings = itertools.count()
         self._came_up, self._lost = trio.Event(), trio.Event()
         self._why: VsockfwdError | None = None
+        self.software = ""
+        """What the agent says it is, once it was logged in to."""
         self.opened = 0
         """Streams that were opened, in all."""
         self._remote_listeners: dict[int, RemoteListener] = {}
@@ -110,6 +112,7 @@ class Session:
                         raise event.error
                     if not isinstance(event, Greeted):
                         raise PeerBrokeProtocol("the agent sent something else than its welcome")
+                    self.software = event.hello.software
         except trio.TooSlowError:
             control.close()
             raise TimedOut(

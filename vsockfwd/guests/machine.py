@@ -52,10 +52,14 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The system below `root`, which tests put in another place; `runtime` is the user's runtime directory."""
+    """The system below `root`, which tests put in another place; `runtime` is the user's runtime directory.
+
+    `ask`: whether machined is asked, which takes a connection to its socket.
+    """
 
     root: Path = Path("/")
     runtime: str = dataclasses.field(default_factory=lambda: os.environ.get("XDG_RUNTIME_DIR", ""))
+    ask: bool = True
 
     @property
     def proc(self) -> Path:
@@ -93,7 +97,8 @@ class Machine:
             for seen in process.seen
             if seen.vmm == "vhost-device-vsock" and not seen.device
         ]
-        self._add_machined(found)
+        if self.ask:
+            self._add_machined(found)
         return sorted(found, key=lambda guest: (guest.name or "~", guest.pid))
 
     # --- processes
