@@ -3,7 +3,7 @@ _vsockfwd() {
   local word=${COMP_WORDS[COMP_CWORD]} options=
   COMPREPLY=()
   if [ "$COMP_CWORD" -eq 1 ]; then
-    COMPREPLY=($(compgen -W 'add cp demo dgram doctor forward fs guests ping plugins relay reload remove serve status top up --help --version' -- "$word"))
+    COMPREPLY=($(compgen -W 'add cp demo dgram doctor forward fs guests ping plugins relay reload remove serve ssh-config status top up --help --version' -- "$word"))
     return
   fi
   case ${COMP_WORDS[1]} in
@@ -21,6 +21,7 @@ _vsockfwd() {
     reload) options='--control --help --json --log-format --quiet --verbose -q -v' ;;
     remove) options='--control --help --json --log-format --quiet --verbose -q -v' ;;
     serve) options='--allow-cid --allow-guest --allow-uid --connect --help --json --listen --log-format --metrics --quiet --read-only --root --verbose -l -q -v' ;;
+    ssh-config) options='--agent --help --json --jump --log-format --port --quiet --user --verbose -l -p -q -v' ;;
     status) options='--control --help --json --log-format --quiet --verbose -q -v' ;;
     top) options='--control --help --interval --json --log-format --quiet --verbose -d -n -q -v' ;;
     up) options='--check --config --control --drain --help --json --log-format --metrics --quiet --verbose -c -q -v' ;;
