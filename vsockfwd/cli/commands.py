@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from typer.core import TyperGroup
@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from vsockfwd import __version__
 from vsockfwd.cli.call import PROGRAM
 from vsockfwd.cli.call import call as call_command
+from vsockfwd.cli.option import COMMON, declared
 from vsockfwd.discovery import command_names, load_command
 from vsockfwd.errors import UsageError
 from vsockfwd.plugin import takes_argv
@@ -22,20 +23,6 @@ _WORDS_OF_ITS_OWN = {"ignore_unknown_options": True, "allow_extra_args": True, "
 
 # typer brings its own copy of click in some versions: its classes are reached through what it exports.
 _ClickUsageError: type[Any] = typer.BadParameter.__mro__[1]
-
-
-def _common_flags(
-    verbose: Annotated[int, typer.Option("-v", "--verbose", count=True, help="say more; twice: everything")] = 0,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="say nothing but errors")] = False,
-    json: Annotated[bool, typer.Option("--json", help="events and answers as JSON lines on standard output")] = False,
-    log_format: Annotated[
-        str | None, typer.Option("--log-format", metavar="text|json", help="log as services do, with times or as JSON")
-    ] = None,
-) -> None:
-    """Only the signature matters: it stands behind every command's own."""
-
-
-_COMMON = inspect.signature(_common_flags, eval_str=True).parameters
 
 
 class Commands(TyperGroup):
@@ -82,7 +69,17 @@ def _with_common_flags(function: Callable[..., int | None]) -> Callable[..., int
 
     signature = inspect.signature(function, eval_str=True)
     own = list(signature.parameters.values())[1:]
-    return _disguise(call, function, own + list(_COMMON.values()))
+    return _disguise(call, function, [_for_typer(parameter) for parameter in (*own, *COMMON.values())])
+
+
+def _for_typer(parameter: inspect.Parameter) -> inspect.Parameter:
+    """A parameter as typer wants it: with its own kind of option in place of ours."""
+    option = declared(parameter)
+    if option is None:
+        return parameter
+    names = option.names or (f"--{parameter.name.replace('_', '-')}",)
+    typers = typer.Option(*names, metavar=option.metavar, help=option.help, count=option.count)
+    return parameter.replace(annotation=Annotated[get_args(parameter.annotation)[0], typers])
 
 
 def _of_words(function: Callable[..., int | None]) -> Callable[..., int]:

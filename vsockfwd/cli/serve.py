@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import trio
-import typer
 
 from vsockfwd.address import (
     AGENT_PORT,
@@ -22,6 +21,7 @@ from vsockfwd.address import (
     parse_target,
 )
 from vsockfwd.cli.metrics import Metrics, metered
+from vsockfwd.cli.option import Option
 from vsockfwd.contract import Mode
 from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent
@@ -39,7 +39,7 @@ def serve(
     invocation: Invocation,
     listen: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "-l",
             "--listen",
             metavar="ADDRESS",
@@ -48,22 +48,22 @@ def serve(
     ] = None,
     connect: Annotated[
         list[str] | None,
-        typer.Option(metavar="ADDRESS", help="call there, where a client waits (its TARGET: accept:…)"),
+        Option(metavar="ADDRESS", help="call there, where a client waits (its TARGET: accept:…)"),
     ] = None,
     allow_cid: Annotated[
         list[str] | None,
-        typer.Option("--allow-cid", metavar="host|local|any|N", help="trust every user of this machine"),
+        Option("--allow-cid", metavar="host|local|any|N", help="trust every user of this machine"),
     ] = None,
     allow_uid: Annotated[
-        list[int] | None, typer.Option("--allow-uid", metavar="UID", help="trust this local user on unix: sockets")
+        list[int] | None, Option("--allow-uid", metavar="UID", help="trust this local user on unix: sockets")
     ] = None,
     allow_guest: Annotated[
-        bool, typer.Option("--allow-guest", help="trust the guest behind a hybrid: socket listened on")
+        bool, Option("--allow-guest", help="trust the guest behind a hybrid: socket listened on")
     ] = False,
     root: Annotated[
-        str | None, typer.Option(metavar="DIR", help="what is copied is below this directory, and paths start there")
+        str | None, Option(metavar="DIR", help="what is copied is below this directory, and paths start there")
     ] = None,
-    read_only: Annotated[bool, typer.Option("--read-only", help="files are read, and never written")] = False,
+    read_only: Annotated[bool, Option("--read-only", help="files are read, and never written")] = False,
     metrics: Metrics = None,
 ) -> int:
     """Run the agent: what -L forwards, cp and dgram talk to, usually inside the guest.
