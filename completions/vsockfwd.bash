@@ -3,11 +3,12 @@ _vsockfwd() {
   local word=${COMP_WORDS[COMP_CWORD]} options=
   COMPREPLY=()
   if [ "$COMP_CWORD" -eq 1 ]; then
-    COMPREPLY=($(compgen -W 'add cp demo dgram doctor forward fs guests ping plugins relay reload remove serve ssh-config status top up --help --version' -- "$word"))
+    COMPREPLY=($(compgen -W 'add bootstrap cp demo dgram doctor forward fs guests ping plugins relay reload remove serve ssh-config status top up --help --version' -- "$word"))
     return
   fi
   case ${COMP_WORDS[1]} in
     add) options='--control --help --json --log-format --quiet --verbose -q -v' ;;
+    bootstrap) options='--help --json --log-format --program --pyz --quiet --verbose -q -v' ;;
     cp) options='--acls --archive --backup --bwlimit --checksum --chmod --chown --delete --delta --dereference --digest --dry-run --exclude --files-from --from0 --fsync --group --hard-links --help --include --inplace --json --log-format --mkpath --no-clobber --no-dereference --no-target-directory --numeric-ids --owner --perms --progress --quiet --recursive --resume --stats --suffix --target-directory --times --update --verbose --xattrs -0 -A -H -L -P -R -T -X -a -b -c -g -n -o -p -q -r -t -u -v' ;;
     demo) options='--help --json --log-format --quiet --verbose -q -v' ;;
     dgram) options='--exit-on-failure --flows --help --idle --json --log-format --quiet --verbose -L -R -p -q -v' ;;

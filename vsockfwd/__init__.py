@@ -28,11 +28,12 @@ To change …                                                     open …
   what is shown while it runs: lines, JSON, bars, log, metrics    report/
   flags that all commands share, usage errors, `serve`, `up`      cli/
   what `doctor` looks at, and what it advises                     doctor/: system.py is the seam, checks.py
+  what starts an agent in a guest                                 bootstrap/; in one file: packaging/pyz/
   the tour that `make demo` gives                                 demo.py
   copy, relay, dgram                                              plugins/, a distribution each
 
-Arrows of import point one way: cli → modes, report, demo, doctor → plugin, discovery → engine → transport, wire →
-guests → policy, config → contract → address, events → identity, service → errors. `make check` holds the code to it.
+Arrows of import point one way: cli → modes, report, demo, doctor, bootstrap → plugin, discovery → engine →
+transport, wire → guests → policy, config → contract → address, events → identity, service → errors. `make check` holds the code to it.
 """
 
 __version__ = "0.1.0"

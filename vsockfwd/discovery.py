@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from typing import Any
 
 from vsockfwd.contract import CONTRACT, RESERVED_MODES, Mode, package_of
@@ -119,5 +120,7 @@ def load_command(name: str) -> Any:
 def _command_hint(name: str) -> str:
     if name in _COMMAND_OF_PACKAGE:
         return f"pip install {package_of(_COMMAND_OF_PACKAGE[name])}"
+    if find_spec("typer") is None:
+        return "this file is the agent alone; elsewhere: pip install 'vsockfwd[all]'"
     close = difflib.get_close_matches(name, command_names(), 1, 0.5)
     return f"did you mean {close[0]}?" if close else "vsockfwd --help lists them"

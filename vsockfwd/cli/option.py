@@ -1,8 +1,8 @@
 """Options as a command's signature declares them, and reading plain words by it without a parser's import.
 
 A command whose options are all declared with `Option`, and that takes no arguments, starts without typer: `serve`,
-which a guest may run from a single file that has no typer in it. What is not plain (a mistake, --help) is for the parser
-of commands.py, which reads the same declarations, where it is installed.
+which a guest may run from a single file without it. What is not plain (a mistake, --help) is for the parser of
+commands.py, which reads the same declarations, where it is installed.
 """
 
 from __future__ import annotations
