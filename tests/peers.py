@@ -33,6 +33,8 @@ PACKAGES = {
     "scp": "openssh-client",
     "sftp": "openssh-client",
     "bash": "bash",
+    "zsh": "zsh",
+    "fish": "fish",
     "systemd-analyze": "systemd",
     "systemd-socket-activate": "systemd",
 }

@@ -32,8 +32,9 @@ To change …                                                     open …
   the tour that `make demo` gives                                 demo.py
   copy, relay, dgram                                              plugins/, a distribution each
 
-Arrows of import point one way: cli → modes, report, demo, doctor, bootstrap → plugin, discovery → engine →
-transport, wire → guests → policy, config → contract → address, events → identity, service → errors. `make check` holds the code to it.
+Arrows of import point one way: cli → modes, report, demo, doctor, bootstrap → plugin, discovery → engine → transport,
+wire → guests → policy, config → contract → address, events → identity, service → errors. `make check` holds the code
+to it.
 """
 
 __version__ = "0.1.0"

@@ -38,24 +38,6 @@ def test_the_man_page_renders_without_a_warning_and_knows_every_command():
         assert f".It Cm {name}" in page.read_text(), name
 
 
-def test_the_completions_are_those_of_the_command_line():
-    made = subprocess.run(
-        [sys.executable, "-c", "import runpy; print(runpy.run_path('packaging/completions.py')['bash'](), end='')"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert (ROOT / "completions/vsockfwd.bash").read_text() == made.stdout, "run `make completions`"
-
-
-def test_bash_completes_commands_options_and_schemes():
-    script = (
-        f". {ROOT}/completions/vsockfwd.bash\n"
-        'try() { COMP_WORDS=(vsockfwd "$@"); COMP_CWORD=$#; _vsockfwd; echo "${COMPREPLY[@]}"; }\n'
-        "try forw; try forward --exit; try forward hyb\n"
-    )
-    done = subprocess.run([need("bash"), "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["forward", "--exit-on-failure", "hybrid:"]
-
-
 def test_the_manual_page_of_cp_has_every_option_and_renders_without_a_warning():
     page = ROOT / "man/vsockfwd-cp.1"
     lint = subprocess.run([need("mandoc"), "-T", "lint", "-W", "warning", str(page)], capture_output=True, text=True)
