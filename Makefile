@@ -71,6 +71,7 @@ completions: $(VENV)/.dev
 
 pages: $(VENV)/.dev
 	$(BIN)/python packaging/relay_pages.py
+	$(BIN)/python packaging/man_pages.py
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -56,5 +56,10 @@ def _command(root: Any, name: str) -> Command:
 
 def _flag(parameter: Any) -> Flag:
     names = tuple(sorted((*parameter.opts, *parameter.secondary_opts), key=len))
-    bare = parameter.is_flag or parameter.count
-    return Flag(names, "" if bare else parameter.metavar or "VALUE", " ".join((parameter.help or "").split()))
+    help = " ".join((parameter.help or "").split())
+    if parameter.is_flag or parameter.count:
+        return Flag(names, "", help)
+    default = parameter.default
+    if isinstance(default, str | int | float) and "default" not in help:
+        help += f" (default {default:g})" if isinstance(default, float) else f" (default {default})"
+    return Flag(names, parameter.metavar or "VALUE", help)
