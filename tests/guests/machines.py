@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.cli.process import wait_until
 from vsockfwd.guests.machine import Machine
 
 ME = 1000
@@ -55,6 +56,8 @@ def process(*words: str, directory: Path | None = None) -> Iterator[int]:
     shell = [words[0], "-c", "read line", *words[1:]]
     running = subprocess.Popen(shell, executable="/bin/sh", stdin=subprocess.PIPE, cwd=directory)
     try:
+        # The kernel says that the program is executed a moment before its words are to be read.
+        wait_until(lambda: Path(f"/proc/{running.pid}/cmdline").read_bytes() != b"")
         yield running.pid
     finally:
         assert running.stdin is not None

@@ -204,10 +204,16 @@ class SocketStream(Stream):
         return self.sock.fileno() if self.features.splice_to else None
 
     async def wait_readable(self) -> None:
-        await trio.lowlevel.wait_readable(self.sock)
+        await trio.lowlevel.wait_readable(self._open())
 
     async def wait_writable(self) -> None:
-        await trio.lowlevel.wait_writable(self.sock)
+        await trio.lowlevel.wait_writable(self._open())
+
+    def _open(self) -> socket.socket:
+        """Raises what trio does where a socket is closed while it is waited for; over descriptor -1 it stumbles."""
+        if self.sock.fileno() < 0:
+            raise trio.ClosedResourceError
+        return self.sock
 
     def shutdown_sending(self) -> None:
         try:
