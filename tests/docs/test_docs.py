@@ -10,7 +10,7 @@ import pytest
 from vsockfwd.errors import Code, from_code
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "plugins").glob("*/README.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "plugins").glob("*/README.md"))]
 
 
 def test_the_table_of_wire_codes_is_the_one_in_the_code():
