@@ -87,7 +87,8 @@ def forward(
 
     Raw: vsockfwd forward tcp:8080 vsock:3:80. Through an agent: vsockfwd forward -L 8080:localhost:80 3.
     Loopback is listened on unless the address says otherwise; port 0 picks a free one and prints it.
-    With a COMMAND after TARGET the forwards live as long as it runs, and its exit code is ours.
+    With a COMMAND after TARGET the forwards live as long as it runs, and its exit code is ours; where it has options of
+    its own, `--` stands before it.
     """
     limits: dict[str, Any] = {"idle_timeout": idle_timeout, "half_open_timeout": half_open_timeout}
     if max_connections is not None:
