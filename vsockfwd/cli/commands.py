@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, get_args
 
 import typer
@@ -58,7 +59,35 @@ def _typer_command(name: str, function: Callable[..., int | None]) -> Any:
         app.command(name, context_settings=_WORDS_OF_ITS_OWN, help=inspect.getdoc(function))(_of_words(function))
     else:
         app.command(name, context_settings=SETTINGS)(_with_common_flags(function))
-    return typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
+    if (through := getattr(function, "runs_command_with", None)) is not None:
+        read = command.parse_args
+        command.parse_args = lambda ctx, words: read(ctx, _with_command_apart(command, words, through))
+    return command
+
+
+def _with_command_apart(command: Any, words: list[str], through: Collection[str]) -> list[str]:
+    """The words with `--` in front of the second that is no option, as ssh takes it: what follows is not for us.
+
+    Only behind one of the options `through`, by which the first such word is a target and the second a program.
+    """
+    options = [each for each in command.params if each.param_type_name == "option"]
+    valued = {name for each in options if not (each.is_flag or each.count) for name in each.opts}
+    plain, apart, number = 0, False, 0
+    while number < len(words):
+        word = words[number]
+        if word == "--":
+            break
+        if word.startswith("-") and word != "-":
+            name = word if word.startswith("--") else word[:2]
+            apart = apart or name in through
+            number += name in valued and word == name
+        else:
+            plain += 1
+            if apart and plain == 2:
+                return [*words[:number], "--", *words[number:]]
+        number += 1
+    return words
 
 
 def _with_common_flags(function: Callable[..., int | None]) -> Callable[..., int]:
@@ -135,6 +164,12 @@ def run_typer(words: list[str]) -> int:
     except _ClickUsageError as error:
         context = error.ctx
         path = context.command_path if context is not None else PROGRAM
+        mistyped = getattr(error, "option_name", "")
+        if mistyped and context is not None:
+            known = [name for each in context.command.params for name in each.opts if name.startswith("-")]
+            close = difflib.get_close_matches(mistyped, known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"{path} --help"
+            raise UsageError(f"{context.info_name} has no option {mistyped}", hint=hint) from None
         raise UsageError(_one_line(error.format_message()), hint=f"{path} --help") from None
     except typer.Exit as done:
         return done.exit_code

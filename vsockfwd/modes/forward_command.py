@@ -87,8 +87,7 @@ def forward(
 
     Raw: vsockfwd forward tcp:8080 vsock:3:80. Through an agent: vsockfwd forward -L 8080:localhost:80 3.
     Loopback is listened on unless the address says otherwise; port 0 picks a free one and prints it.
-    With a COMMAND after TARGET the forwards live as long as it runs, and its exit code is ours; where it has options of
-    its own, `--` stands before it.
+    With a COMMAND after TARGET the forwards live as long as it runs, and its exit code is ours.
     """
     limits: dict[str, Any] = {"idle_timeout": idle_timeout, "half_open_timeout": half_open_timeout}
     if max_connections is not None:
@@ -122,6 +121,9 @@ def forward(
             raise UsageError("--workers N, above 0, goes with LISTEN CONNECT, -L and -D alone")
         return _by_workers(run, workers)
     return _in_background(run) if background else run()
+
+
+forward.runs_command_with = ("-L", "-R", "-D")  # type: ignore[attr-defined] # what follows TARGET is a program's
 
 
 def _check(when_down: str, idle: float, half_open: float, most: int | None, drain: float) -> None:
