@@ -16,8 +16,8 @@ from vsockfwd.__main__ import main
     ("line", "meant"),
     [
         ("pnig 3", "ping"), ("ping --cuont 3 3", "--count"), ("serve --lisen x", "--listen"),
-        ("forward tcp:1 vsok:3:1", "vsock"), ("forward tcp:1 vsock:hots:1", "host"), ("cp --recursiv a 3:", "--recursive"),
-        ("--versoin", "--version"), ("ping webb", "web"),
+        ("forward tcp:1 vsok:3:1", "vsock"), ("forward tcp:1 vsock:hots:1", "host"), ("--versoin", "--version"),
+        ("cp --recursiv a 3:", "--recursive"), ("ping webb", "web"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_with_what_was_meant(
