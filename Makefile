@@ -6,7 +6,7 @@ DISTS  := . plugins/relay plugins/copy plugins/dgram
 META   := pyproject.toml $(wildcard plugins/*/pyproject.toml) constraints.txt dev-constraints.txt
 PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip --quiet
 
-.PHONY: demo test check format bench dist pyz dist-check vm-test vm-install constraints completions pages clean
+.PHONY: demo test check format bench fuzz faults dist pyz dist-check vm-test vm-install constraints completions pages clean
 
 demo: $(VENV)/.run
 	$(BIN)/vsockfwd demo
@@ -25,7 +25,14 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench $(CASES)
+
+# With atheris where it is there: .venv/bin/pip install atheris
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzz $(or $(TARGET),all) $(or $(SECONDS),60)
+
+faults: $(VENV)/.dev
+	$(BIN)/python -m bench.faults
 
 # Wheels of the core and the plugins, manual pages and completions in the core's, and the single file for guests.
 dist: $(VENV)/.run pyz

@@ -410,14 +410,21 @@ CASES: dict[str, Callable[[Site, int], str]] = {
 }
 
 
-def main(rounds: int = 5, cases: list[str] | None = None) -> str:
-    """Run all cases, or those that are named; returns Markdown."""
+def tables(rounds: int = 5, cases: list[str] | None = None) -> Iterator[str]:
+    """Run all cases, or those that are named: Markdown, case by case."""
+    peers = "; ".join((version("rsync", "--version"), version("ssh", "-V"), version("socat", "-V")))
+    yield f"## Copying, tmpfs to tmpfs\n\n{setting()}. {peers}.\n"
     with tempfile.TemporaryDirectory(prefix="vsockfwd-bench-", dir="/dev/shm") as name:
         with site(Path(name)) as at:
-            parts = [CASES[case](at, rounds) for case in cases or CASES]
-    peers = "; ".join((version("rsync", "--version"), version("ssh", "-V"), version("socat", "-V")))
-    return f"## Copying, tmpfs to tmpfs\n\n{setting()}. {peers}.\n\n" + "\n".join(parts)
+            for case in cases or CASES:
+                yield CASES[case](at, rounds)
+
+
+def main(rounds: int = 5, cases: list[str] | None = None) -> str:
+    """The same at once."""
+    return "\n".join(tables(rounds, cases))
 
 
 if __name__ == "__main__":
-    print(main(int(sys.argv[1]) if len(sys.argv) > 1 else 5, sys.argv[2:]))
+    for table in tables(int(sys.argv[1]) if len(sys.argv) > 1 else 5, sys.argv[2:]):
+        print(table, flush=True)

@@ -110,8 +110,8 @@ class Sender:
 class Receiver:
     """Takes datagrams in batches, of which it looks at lengths and, where asked, at the stamps."""
 
-    def __init__(self, *, stamped: bool = False) -> None:
-        self.sock = endpoint()
+    def __init__(self, *, stamped: bool = False, sock: socket.socket | None = None) -> None:
+        self.sock = sock or endpoint()
         self.delays: list[int] = []
         """Nanoseconds from the sender's stamp to the arrival, as the kernel noted it; where `stamped`."""
         if stamped:
@@ -155,6 +155,30 @@ class Receiver:
         return done
 
 
+class Answered(Receiver):
+    """Takes answers: what comes to `port` is sent back from there, and counts when its source has it again."""
+
+    def __init__(self, sender: Sender, size: int) -> None:
+        super().__init__(sock=sender.sock)
+        self.far = endpoint()
+        self.port = int(self.far.getsockname()[1])
+        self._names = ctypes.create_string_buffer(_SOCKADDR.size * BATCH)
+        self._words = ctypes.create_string_buffer(size * BATCH)
+        self._pieces = ctypes.create_string_buffer(_IOVEC.size * BATCH)
+        self._there = ctypes.create_string_buffer(_MMSGHDR.size * BATCH)
+        for at in range(BATCH):
+            _IOVEC.pack_into(self._pieces, at * _IOVEC.size, _address(self._words) + at * size, size)
+            name, iovec = _address(self._names) + at * _SOCKADDR.size, _address(self._pieces) + at * _IOVEC.size
+            _MMSGHDR.pack_into(self._there, at * _MMSGHDR.size, name, _SOCKADDR.size, iovec, 1, 0, 0, 0, 0)
+
+    def take(self, size: int) -> int:
+        far, messages = self.far.fileno(), ctypes.c_void_p(_address(self._there))
+        came = _LIBC.recvmmsg(far, messages, BATCH, _MSG_DONTWAIT, None)
+        if came > 0 and _LIBC.sendmmsg(far, messages, came, 0) != came:  # by the names that the kernel wrote there
+            raise OSError(ctypes.get_errno(), "not all could be answered")
+        return super().take(size)
+
+
 @dataclass
 class Run:
     """What became of one run: counts, and seconds from the first datagram out to the last in."""
@@ -173,6 +197,9 @@ class Run:
     def lost(self) -> int:
         return self.sent - self.received
 
+
+PASSES = 10
+"""Times that all sources are sent from, at most, until a tunnel has lost none of them."""
 
 SILENCE = 0.5
 """Seconds without an arrival after which what is still missing counts as lost."""
@@ -202,6 +229,16 @@ def windowed(sender: Sender, receiver: Receiver, size: int, count: int, window: 
         elif way >= window or sender.sent - first >= count:
             time.sleep(0.0001)
     return Run(sender.sent - first, receiver.received - before, receiver.wrong, last - started - waited)
+
+
+def introduced(sender: Sender, receiver: Receiver, size: int, flows: int) -> None:
+    """Have every source known to the tunnel, with all that it makes for one, before the time starts.
+
+    A datagram that comes while socat forks is lost: so all are sent again until none was.
+    """
+    for _ in range(PASSES):
+        if not windowed(sender, receiver, size, flows, BATCH).lost:
+            return
 
 
 def paced(sender: Sender, receiver: Receiver, size: int, rate: float, seconds: float, burst: int = 16) -> Run:

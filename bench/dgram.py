@@ -3,8 +3,9 @@
     python -m bench.dgram [ROUNDS]
 
 Throughput: a window of datagrams is on its way at any time, so that each goes as fast as it can, and what is lost is
-its own loss. Paced: 60,000 a second for two seconds, where none may be lost. Delay: at a tenth of that, from the
-sender's clock to the kernel's note of the arrival, beside the same without a tunnel.
+its own loss; one way and there and back, from sources that are known already (socat has forked for each), and there and
+back from sources that are new. Paced: 60,000 a second for two seconds, where none may be lost. Delay: at a tenth of
+that, from the sender's clock to the kernel's note of the arrival, beside the same without a tunnel.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.datagrams import Receiver, Run, Sender, endpoint, paced, windowed
+from bench.datagrams import BATCH, Answered, Receiver, Run, Sender, endpoint, introduced, paced, windowed
 from bench.harness import Table, accepts, free_port, running, setting, version, vsockfwd
 
 OURS = "vsockfwd dgram -L"
@@ -103,6 +104,10 @@ def socat(folder: Path, port: int, to: int, listen: str, connect: str) -> Iterat
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()
+        with contextlib.suppress(ProcessLookupError):  # a thousand children take their time to die, not the next one's
+            for _ in range(1000):
+                os.killpg(process.pid, 0)
+                time.sleep(0.01)
 
 
 @contextlib.contextmanager
@@ -123,14 +128,15 @@ class Contender:
 
     start: Callable[[Path, int, int], contextlib.AbstractContextManager[None]]
     count: int
-    warm: int
+    flows: bool = True
+    """Whether it knows any, which can be made before the time starts."""
 
 
 def contenders() -> dict[str, Contender]:
-    found = {OURS: Contender(ours, 60_000, 5), RAW: Contender(raw, 40_000, 5)}
+    found = {OURS: Contender(ours, 60_000), RAW: Contender(raw, 40_000)}
     if shutil.which("socat"):
-        found[LISTEN] = Contender(socat_listen, 20_000, 2)
-        found[RECEIVE] = Contender(socat_receive, 600, 0)  # a process for each datagram: it knows no flows
+        found[LISTEN] = Contender(socat_listen, 20_000)
+        found[RECEIVE] = Contender(socat_receive, 600, flows=False)  # a process for each datagram
     return found
 
 
@@ -142,8 +148,28 @@ def throughput(folder: Path, rounds: int, flows: int, size: int) -> tuple[Table,
             receiver, port = Receiver(), free_udp_port()
             sender = Sender(port, flows, size)
             with receiver.sock, sender.sock, contender.start(folder, port, receiver.port):
-                windowed(sender, receiver, size, contender.warm * flows, 64)
+                if contender.flows:
+                    introduced(sender, receiver, size, flows)
                 run = windowed(sender, receiver, size, contender.count, WINDOW)
+            table.add(name, run.rate)
+            runs.setdefault(name, []).append(run)
+    return table, runs
+
+
+def there_and_back(folder: Path, rounds: int, flows: int, *, new: bool) -> tuple[Table, dict[str, list[Run]]]:
+    """Each datagram is answered, and counts when its source has the answer; `new`: a source asks once, and no more."""
+    title = f"{flows:,} new flows, a question and its answer each" if new else f"{flows:,} flows, there and back"
+    table = Table(f"{title}, 64 bytes", "answers/s", OURS)
+    runs: dict[str, list[Run]] = {}
+    for _ in range(rounds):
+        for name, contender in contenders().items():
+            sender = Sender(port := free_udp_port(), flows, 64)
+            answered = Answered(sender, 64)
+            with sender.sock, answered.far, contender.start(folder, port, answered.port):
+                if contender.flows and not new:
+                    introduced(sender, answered, 64, flows)
+                count = flows if new else contender.count
+                run = windowed(sender, answered, 64, min(count, contender.count), BATCH if new else WINDOW)
             table.add(name, run.rate)
             runs.setdefault(name, []).append(run)
     return table, runs
@@ -252,6 +278,9 @@ def main(rounds: int = 5) -> str:
             for size in (64, 1400):
                 table, runs = throughput(folder, rounds, flows, size)
                 parts += [table.markdown(), told_losses(runs)]
+        for new in (False, True):
+            table, runs = there_and_back(folder, rounds, 1000, new=new)
+            parts += [table.markdown(), told_losses(runs)]
         parts += [at_a_rate(folder, rounds), delays(folder, rounds)]
         if shutil.which("iperf3"):
             parts.append(iperf3(folder, rounds))

@@ -135,8 +135,8 @@ class Load:
     """Seconds that the load was behind its schedule at worst."""
 
 
-def load(port: int, seconds: float, told: Connection) -> None:
-    """RATE new connections a second beside HELD long-lived ones; tells the Load."""
+def load(port: int, seconds: float, rate: int, told: Connection) -> None:
+    """So many new connections a second beside HELD long-lived ones; tells the Load."""
 
     async def main() -> Load:
         result = Load()
@@ -160,7 +160,7 @@ def load(port: int, seconds: float, told: Connection) -> None:
                 group.create_task(long())
             number = 0
             while (now := time.monotonic()) < began + seconds:
-                ahead = began + number / RATE - now
+                ahead = began + number / rate - now
                 result.late = max(result.late, -ahead)
                 await asyncio.sleep(max(0.0, ahead))
                 group.create_task(short(number % 3))
@@ -199,10 +199,10 @@ def beside(work: Callable[..., None], *arguments: object) -> Iterator[None]:
         process.join()
 
 
-def loaded(port: int, seconds: float) -> Load:
+def loaded(port: int, seconds: float, rate: int = RATE) -> Load:
     """Run the load to its end."""
     here, there = spawn.Pipe()
-    with beside(load, port, seconds, there):
+    with beside(load, port, seconds, rate, there):
         if not here.poll(seconds + 2 * PATIENCE + 10):
             raise RuntimeError("the load did not come to its end")
         result = here.recv()
@@ -296,7 +296,7 @@ class Part:
 def soak(folder: Path, name: str, seconds: float) -> Part:
     """The load through one way, and what it leaves behind."""
     path = str(folder / "server.sock")
-    with beside(serve, path), WAYS[name](folder, _when_there(path)) as (port, watched):
+    with beside(serve, path), WAYS[name](folder, when_there(path)) as (port, watched):
         loaded(port, WARM_UP)
         before = settled(watched)
         result = loaded(port, seconds)
@@ -330,7 +330,7 @@ def idling(folder: Path, name: str, count: int) -> Part:
     """What idle connections hold, by one way."""
     path = str(folder / "server.sock")
     here, there = spawn.Pipe()
-    with beside(serve, path), WAYS[name](folder, _when_there(path)) as (port, watched):
+    with beside(serve, path), WAYS[name](folder, when_there(path)) as (port, watched):
         before = settled(watched)
         with beside(idle, port, count, there):
             if not here.poll(120):
@@ -352,7 +352,7 @@ def idling(folder: Path, name: str, count: int) -> Part:
     return Part("\n".join(rows), tuple(missed))
 
 
-def _when_there(path: str) -> str:
+def when_there(path: str) -> str:
     """The path, once something listens there."""
     deadline = time.monotonic() + 15
     while not accepts(socket.AF_UNIX, path)():

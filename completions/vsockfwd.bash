@@ -3,7 +3,7 @@ _vsockfwd() {
   local word=${COMP_WORDS[COMP_CWORD]} options= targets=
   COMPREPLY=()
   if [ "$COMP_CWORD" -eq 1 ]; then
-    COMPREPLY=($(compgen -W 'add bootstrap cp demo dgram doctor forward fs guests ping plugins relay reload remove serve ssh-config status top up --help --version' -- "$word"))
+    COMPREPLY=($(compgen -W 'add bootstrap cp demo dgram doctor forward fs guests perf ping plugins relay reload remove serve ssh-config status top up --help --version' -- "$word"))
     return
   fi
   case ${COMP_WORDS[1]} in
@@ -16,12 +16,13 @@ _vsockfwd() {
     forward) options='--drain --exit-on-failure --half-open-timeout --help --idle-timeout --json --log-format --max-connections --quiet --verbose --when-down --workers -D -L -R -W -f -h -p -q -v' targets=yes ;;
     fs) options='--force --help --json --log-format --long --parents --quiet --recursive --verbose -R -f -h -l -p -q -r -v' targets=yes ;;
     guests) options='--help --json --log-format --names --quiet --verbose -h -q -v' ;;
+    perf) options='--both --bytes --connections --discard --down --echo --help --json --latency --log-format --no-check --quiet --raw --seconds --size --source --streams --up --verbose -P -h -p -q -t -v' targets=yes ;;
     ping) options='--count --help --interval --json --log-format --quiet --verbose -c -h -i -p -q -v' targets=yes ;;
     plugins) options='--help --json --log-format --quiet --verbose -h -q -v' ;;
     relay) options='' targets=yes ;;
     reload) options='--control --help --json --log-format --quiet --verbose -h -q -v' ;;
     remove) options='--control --help --json --log-format --quiet --verbose -h -q -v' ;;
-    serve) options='--allow-cid --allow-guest --allow-uid --connect --help --json --listen --log-format --metrics --quiet --read-only --root --verbose -h -l -q -v' ;;
+    serve) options='--allow-cid --allow-guest --allow-uid --connect --help --json --listen --log-format --metrics --no-measure --quiet --read-only --root --verbose -h -l -q -v' ;;
     ssh-config) options='--agent --help --json --jump --log-format --port --quiet --user --verbose -h -l -p -q -v' targets=yes ;;
     status) options='--control --help --json --log-format --quiet --verbose -h -q -v' ;;
     top) options='--control --help --interval --json --log-format --quiet --verbose -d -h -n -q -v' ;;

@@ -24,6 +24,7 @@ To change …                                                     open …
   how rules are run, wait, come back, are counted and reloaded    engine/rules.py; who asks: engine/control_socket.py
   signals, draining, exit                                         engine/invocation.py; what systemd hears: service.py
   what a built-in command or rule does                            modes/: forward (raw, local, remote), dynamic, ping
+  how fast the way is: the agent's part, ours, what is shown      modes/: measure, measuring, figures, picture
   how plugins and commands are found                              discovery.py
   what is shown while it runs: lines, JSON, bars, log, metrics    report/
   flags that all commands share, usage errors, `serve`, `up`      cli/

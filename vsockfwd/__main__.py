@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words == ["--version"]:
         print(f"vsockfwd {__version__}")
         return 0
+    gc.disable()  # until all is imported that will be (engine/invocation.py): nothing of it is garbage
     try:
         from vsockfwd.cli.main import main as run
     except KeyboardInterrupt:  # the imports take a tenth of a second: long enough to change one's mind

@@ -670,6 +670,34 @@ def _parse_accept(text: str, port: int | None) -> AcceptAddress:
     return AcceptAddress(place, bool(trusts))
 
 
+# --- several in one line ------------------------------------------------------------------------------------------
+
+Word = tuple[str, int]
+
+
+def split_spec(spec: str) -> list[Word]:
+    """Cut what ssh spells as `a:b:c` at the colons outside brackets: each word, and where it begins.
+
+    Brackets may stand in brackets, `[udp:[::1]:53]`. Raises AddressError, which points at one without its other.
+    """
+    words: list[Word] = []
+    start, opened = 0, list[int]()
+    for at, character in enumerate(spec):
+        if character == "[":
+            opened.append(at)
+        elif character == "]":
+            if not opened:
+                raise AddressError("] without its [", text=spec, position=at)
+            opened.pop()
+        elif character == ":" and not opened:
+            words.append((spec[start:at], start))
+            start = at + 1
+    if opened:
+        raise AddressError("[ without its ]", text=spec, position=opened[0])
+    words.append((spec[start:], start))
+    return words
+
+
 # --- writing ------------------------------------------------------------------------------------------------------
 
 _PLAIN = frozenset(map(chr, range(0x20, 0x7F))) - frozenset(",:[]%")

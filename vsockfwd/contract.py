@@ -40,11 +40,13 @@ class Access(StrEnum):
     LISTEN = "listen"
     READ = "read"
     WRITE = "write"
+    MEASURE = "measure"
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """Something that a request touches: an address to connect to or to listen on, a path to read or write."""
+    """Something that a request touches: an address to connect to or to listen on, a path to read or write; or, to
+    measure, the time of the agent's machine."""
 
     access: Access
     name: str
@@ -86,12 +88,24 @@ class Channel(Protocol):
         """The next event. Raises Reset (or what the peer's code says), Truncated when the stream ends without END."""
         ...
 
+    async def receive_into(self, buffer: memoryview) -> None:
+        """Fill a buffer with the next bytes of the body, which have to come in pieces that end with it.
+
+        Raises as `receive` does, and PeerBrokeProtocol where anything else comes.
+        """
+        ...
+
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send bytes of the body, in as many DATA frames as it takes."""
         ...
 
-    async def send_frames(self, *frames: tuple[int, bytes | bytearray | memoryview]) -> None:
-        """Send whole frames of the mode's own kinds, (kind, payload) each, coalesced into few writes."""
+    async def send_frames(
+        self, *frames: tuple[int, bytes | bytearray | memoryview], data: bytes | bytearray | memoryview = b""
+    ) -> None:
+        """Send whole frames of the mode's own kinds, (kind, payload) each, coalesced into few writes.
+
+        `data`: bytes of the body that follow them, as `send` would send them, in the same write where they fit.
+        """
         ...
 
     async def send_end(self) -> None:
@@ -147,6 +161,18 @@ class Call(Protocol):
 Serve = Callable[[Call], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Join:
+    """What a request may come down to: an address to dial, and what is reached there is the body.
+
+    `reply` makes the answer, from who was reached; `ended` is told how it ended.
+    """
+
+    connect: str
+    reply: Callable[[Identity], msgspec.Struct | None]
+    ended: Callable[[Outcome], None]
+
+
 def touches_nothing(arguments: bytes) -> tuple[Resource, ...]:
     """For modes whose requests touch nothing that a policy names."""
     return ()
@@ -156,8 +182,9 @@ def touches_nothing(arguments: bytes) -> tuple[Resource, ...]:
 class Mode:
     """One mode. Everything but the name and the summary is there as far as the mode has it.
 
-    `serve` handles requests to the agent; `resources` tells, from a request's raw arguments (msgpack), which
-    resources it touches, so that the policy can be asked before the handler runs; it raises BadRequest for nonsense.
+    `serve` handles requests to the agent. Or `join` does: it says what to dial for a request, or raises BadRequest, and
+    leaves the rest to the engine, which needs no task for it. `resources` tells, from a request's raw arguments
+    (msgpack), which resources it touches, so that the policy can be asked before; it raises BadRequest for nonsense.
     `rules` are the kinds of `[[forward]]` rule that it brings.
     """
 
@@ -166,10 +193,11 @@ class Mode:
     contract: int = CONTRACT
     versions: tuple[int, ...] = (1,)
     serve: Serve | None = None
+    join: Callable[[Call], Join] | None = None
     resources: Callable[[bytes], tuple[Resource, ...]] = touches_nothing
     rules: tuple[RuleKind, ...] = ()
 
 
 def package_of(mode: str) -> str:
-    """The distribution that brings a mode, by the naming rule of the project's own plugins."""
-    return f"vsockfwd-{mode}"
+    """What brings a mode: the core, or a distribution by the naming rule of the project's own plugins."""
+    return "a later vsockfwd" if mode in RESERVED_MODES else f"vsockfwd-{mode}"

@@ -6,7 +6,7 @@ vsock the CID alone, since the port differs from one connection of a process to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from vsockfwd.errors import printable
 
@@ -25,8 +25,7 @@ def cid_text(cid: int) -> str:
     return f"{CID_NAMES.get(cid, 'vm')}({cid})" if cid != CID_ANY else "any"
 
 
-@dataclass(frozen=True, slots=True)
-class VsockPeer:
+class VsockPeer(msgspec.Struct, frozen=True):
     """A process of the machine with this CID; the hypervisor vouches for the CID, its own kernel for the port."""
 
     cid: int
@@ -44,8 +43,7 @@ class VsockPeer:
         return f"vsock {cid_text(self.cid)}:{self.port}"
 
 
-@dataclass(frozen=True, slots=True)
-class UnixPeer:
+class UnixPeer(msgspec.Struct, frozen=True):
     """A process of this machine, as SO_PEERCRED tells it."""
 
     uid: int
@@ -60,8 +58,7 @@ class UnixPeer:
         return f"uid {self.uid} (pid {self.pid})"
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkPeer:
+class NetworkPeer(msgspec.Struct, frozen=True):
     """A TCP or UDP peer: an IP address says where from, not who."""
 
     host: str
@@ -75,8 +72,7 @@ class NetworkPeer:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-@dataclass(frozen=True, slots=True)
-class GuestPeer:
+class GuestPeer(msgspec.Struct, frozen=True):
     """The guest behind a hybrid socket, whatever user its VMM runs as; `socket` is the path of the VMM's socket."""
 
     socket: bytes
@@ -89,8 +85,7 @@ class GuestPeer:
         return f"guest behind {printable(self.socket)}"
 
 
-@dataclass(frozen=True, slots=True)
-class OwnPeer:
+class OwnPeer(msgspec.Struct, frozen=True):
     """This process's own end: standard input, an inherited descriptor, a stream in memory."""
 
     name: str

@@ -23,9 +23,11 @@ from vsockfwd.address import (
     UnixPacketAddress,
     VsockAddress,
     VsockPacketAddress,
+    Word,
     parse,
     parse_stream,
     parse_target,
+    split_spec,
 )
 from vsockfwd.config import NamedRule, find_target, read_rule
 from vsockfwd.contract import (
@@ -37,6 +39,7 @@ from vsockfwd.contract import (
     Data,
     Ended,
     Frame,
+    Join,
     Mode,
     ModeFrame,
     Resource,
@@ -172,6 +175,7 @@ __all__ = [
     "Incoming",
     "Interrupted",
     "Invocation",
+    "Join",
     "Keeper",
     "Listener",
     "Listening",
@@ -231,6 +235,7 @@ __all__ = [
     "VsockPeer",
     "VsockfwdError",
     "WhenDown",
+    "Word",
     "Work",
     "Workers",
     "Written",
@@ -258,6 +263,7 @@ __all__ = [
     "relay",
     "send_header",
     "serve_listeners",
+    "split_spec",
     "stream_over",
     "system_network",
     "takes_argv",

@@ -36,7 +36,8 @@ class Policy:
 
     `own_uid` is the user that the agent runs as; `cids` are machines trusted as a whole (CID_ANY: all of them);
     `uids` are local users let in on UNIX sockets beside the agent's own and root; `guests`: whether the guest behind
-    a hybrid listener is let in. `root` is the directory that all files are below; `read_only`: nothing is written.
+    a hybrid listener is let in. `root` is the directory that all files are below; `read_only`: nothing is written;
+    `measure`: whether it lets itself be measured, which takes its machine's time.
     """
 
     own_uid: int
@@ -45,6 +46,7 @@ class Policy:
     guests: bool = False
     root: str | None = None
     read_only: bool = False
+    measure: bool = True
 
     def admit(self, peer: Identity) -> Decision:
         """Whether a peer may have a session."""
@@ -92,7 +94,9 @@ class Policy:
 
     def permit(self, peer: Identity, resource: Resource) -> Decision:
         """Whether a peer that was admitted may touch a resource: what the agent's user may, it may, but for files
-        that are to be written where the agent is read-only."""
+        that are to be written where the agent is read-only, and where it does not let itself be measured."""
         if self.read_only and resource.access is Access.WRITE:
             return Decision(False, f"{resource.name}: this agent is read-only", "start it without --read-only")
+        if not self.measure and resource.access is Access.MEASURE:
+            return Decision(False, "this agent does not let itself be measured", "start it without --no-measure")
         return Decision(True, f"{peer} may do what the agent's user may")

@@ -7,11 +7,13 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
 from tests.cli.process import agent, error_of, run
+from vsockfwd.discovery import command_names, load_command
 
 GUIDE = Path(__file__).parent.parent.parent / "docs/plugins.md"
 
@@ -63,13 +65,32 @@ def test_a_plugin_missing_on_the_far_side_names_the_package_to_install_there(sho
     assert "install vsockfwd-shout where the agent runs" in line
 
 
+def test_every_command_that_is_listed_is_the_one_that_its_entry_point_names():
+    points = entry_points(group="vsockfwd.commands")
+    assert {point.name for point in points} == set(command_names())
+    for point in points:
+        assert load_command(point.name) is point.load()
+
+
+def test_a_command_starts_without_what_only_a_list_of_all_of_them_needs():
+    code = (
+        "import sys\n"
+        "from vsockfwd.cli.main import main\n"
+        "assert main(['cp', 'a', 'b']) == 2\n"
+        "print([name for name in ('importlib.metadata', 'vsockfwd_copy.landing', 'rich') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_a_plugin_missing_on_this_side_names_the_package(tmp_path: Path):
     """An interpreter that finds the core's distribution and nothing else of ours."""
     code = (
         "import sys, importlib.metadata as m\n"
         "real = m.entry_points\n"
         "import vsockfwd.discovery as d\n"
-        "d.entry_points = lambda **how: [p for p in real(**how) if p.dist.name == 'vsockfwd']\n"
+        "d._written = lambda name: []\n"
+        "m.entry_points = lambda **how: [p for p in real(**how) if p.dist.name == 'vsockfwd']\n"
         "from vsockfwd.cli.main import main\n"
         "sys.exit(main(['cp', 'a', '3:b']))\n"
     )

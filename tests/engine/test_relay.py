@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.faults.injector import injected
 from vsockfwd.engine.pump import BufferPool
 from vsockfwd.engine.relay import relay
 from vsockfwd.engine.relays import Relays
@@ -388,4 +389,22 @@ async def test_a_bug_in_one_relay_of_a_group_is_reported_and_ends_that_one_alone
     assert [outcome.ending for outcome in outcomes] == [Ending.FAILED, Ending.STOPPED]
     assert "RuntimeError" in reported[0].detail
     for _, neighbour in pairs:
+        neighbour.close()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+async def test_what_the_kernel_will_not_watch_is_reset_and_let_go(which: int):
+    (near, client), (far, server) = tcp_pair("near"), tcp_pair("far")
+    ended: list[Outcome] = []
+    with injected() as faults:
+        async with Relays(BufferPool(), pytest.fail) as relays:
+            faults.arm(which)
+            relays.begin(near, far, ended.append)
+            assert faults.hit is not None
+            assert faults.hit[0] == "register"
+    assert [outcome.ending for outcome in ended] == [Ending.FAILED]
+    assert not relays.live
+    for neighbour in (client, server):
+        with pytest.raises(trio.BrokenResourceError):
+            await neighbour.receive_some()
         neighbour.close()

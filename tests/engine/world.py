@@ -14,7 +14,7 @@ from vsockfwd.address import Address, parse
 from vsockfwd.contract import Mode
 from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent
-from vsockfwd.engine.server import serve_listeners
+from vsockfwd.engine.server import Gate
 from vsockfwd.events import Closed, Event
 from vsockfwd.modes.mode import MODE as FORWARD
 from vsockfwd.policy import Policy
@@ -38,7 +38,7 @@ class World:
         agent = Agent(self.engine, modes or {"forward": FORWARD}, Policy(os.geteuid()), **how)
         async with trio.open_nursery() as nursery:
             listeners = await self.engine.network.listen(self.target)
-            nursery.start_soon(serve_listeners, listeners, agent.handle, self.engine.report)
+            nursery.start_soon(agent.serve, listeners, Gate())
             try:
                 yield agent
             finally:

@@ -319,3 +319,22 @@ async def test_connections_have_no_delay_and_are_asked_for_a_sign_of_life(side: 
     for stream in (dialled, accepted):
         stream.close()
     listener.close()
+
+
+async def test_who_was_reached_by_a_dial_that_was_given_up_sees_a_reset_and_not_an_empty_stream():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await NET.connect(TcpAddress("127.0.0.1", server.getsockname()[1]))
+        reached, _ = server.accept()
+        with reached, pytest.raises(ConnectionResetError):
+            reached.recv(1)
+
+
+async def test_to_wait_on_a_stream_that_is_closed_already_says_so():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        stream = await NET.connect(TcpAddress("127.0.0.1", server.getsockname()[1]))
+        stream.close()
+        for wait in (stream.wait_readable, stream.wait_writable):
+            with pytest.raises(trio.ClosedResourceError):
+                await wait()

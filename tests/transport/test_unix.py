@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.faults.injector import injected
 from vsockfwd.address import AbstractAddress, UnixAddress, parse
 from vsockfwd.errors import CannotCreate, Refused, TimedOut, Unreachable, VsockfwdError
 from vsockfwd.identity import UnixPeer
+from vsockfwd.transport.network import system_network
 from vsockfwd.transport.unix import AbstractTransport, UnixTransport
 
 NET = UnixTransport()
@@ -289,3 +291,14 @@ async def test_a_listen_that_fails_after_binding_leaves_no_file(tmp_path, monkey
     with pytest.raises(VsockfwdError):
         await UnixTransport().listen(UnixAddress(os.fsencode(path), options=(("mode", 0o660),)))
     assert not path.exists()
+
+
+@pytest.mark.parametrize("scheme", ["unix", "abstract"])
+async def test_without_a_descriptor_to_spare_a_dial_fails_as_any_other(tmp_path: Path, scheme: str):
+    address = parse(f"{scheme}:{tmp_path}/nobody")
+    for attempt in (system_network().connect, system_network().listen):
+        with injected() as faults:
+            faults.arm(0)
+            with pytest.raises(VsockfwdError, match="too many open files"):
+                await attempt(address)
+            assert faults.hit is not None

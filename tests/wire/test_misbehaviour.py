@@ -343,6 +343,22 @@ def test_an_agent_cannot_choose_larger_frames_than_the_client_offered() -> None:
             client.hello(Hello((1,), frame=8192))
 
 
+@pytest.mark.parametrize("kind", [F.RESET, F.END])
+def test_a_frame_that_is_stored_stays_small_in_a_stream_too(kind: FrameType) -> None:
+    heard = side(StreamMachine, Role.AGENT, after=c.opened)
+    with pytest.raises(PeerBrokeProtocol, match=f"announced 4097 bytes of {kind.name}, where 4096 are the limit"):
+        heard.hear(header(kind, length=HANDSHAKE_LIMIT + 1))
+
+
+def test_a_modes_frame_is_refused_before_any_of_it_is_stored_where_only_data_may_come() -> None:
+    heard = side(StreamMachine, Role.AGENT, after=c.opened)
+    heard.machine.parser.plain = True
+    heard.hear(DATA + pack(200, b"to be skipped") + DATA)
+    with pytest.raises(PeerBrokeProtocol, match="sent frame 64, of a mode's own, into a plain stream"):
+        heard.hear(header(64, length=FRAME_LIMIT) + b"x")
+    assert heard.machine.parser._partial == b""
+
+
 # --- versions
 
 

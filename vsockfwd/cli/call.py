@@ -36,7 +36,8 @@ def call(
     """Call a command's function with the invocation that the common flags ask for; returns the exit code."""
     report = reporter(verbosity, quiet, json, log_format=log_format)
     try:
-        return function(Invocation(report, json, verbosity, lambda: _modes(report), _targets), *words, **own) or 0
+        invocation = Invocation(report, json, verbosity, lambda: _modes(report), _targets, quiet)
+        return function(invocation, *words, **own) or 0
     except BrokenPipeError:
         raise ReaderGone from None
     finally:

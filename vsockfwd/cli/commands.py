@@ -157,19 +157,29 @@ def group() -> Any:
     return typer.main.get_command(app)
 
 
-def run_typer(words: list[str]) -> int:
+def run_group(words: list[str]) -> int:
+    """Parse a whole command line and run it."""
+    return _run(group(), words, PROGRAM)
+
+
+def run_command(name: str, function: Callable[..., int | None], words: list[str]) -> int:
+    """The same for the words behind a command's name, without a look at what other commands there are."""
+    return _run(_typer_command(name, function), words, f"{PROGRAM} {name}")
+
+
+def _run(command: Any, words: list[str], name: str) -> int:
     """Parse and run; a usage error of the parser's becomes ours."""
     try:
-        code = group().main(words, prog_name=PROGRAM, standalone_mode=False)
+        code = command.main(words, prog_name=name, standalone_mode=False)
     except _ClickUsageError as error:
         context = error.ctx
-        path = context.command_path if context is not None else PROGRAM
+        path = context.command_path if context is not None else name
         mistyped = getattr(error, "option_name", "")
         if mistyped and context is not None:
             known = [name for each in context.command.params for name in each.opts if name.startswith("-")]
             close = difflib.get_close_matches(mistyped, known, 1)
             hint = f"did you mean {close[0]}?" if close else f"{path} --help"
-            raise UsageError(f"{context.info_name} has no option {mistyped}", hint=hint) from None
+            raise UsageError(f"{path.removeprefix(f'{PROGRAM} ')} has no option {mistyped}", hint=hint) from None
         raise UsageError(_one_line(error.format_message()), hint=f"{path} --help") from None
     except typer.Exit as done:
         return done.exit_code

@@ -77,12 +77,12 @@ def _run(words: list[str]) -> int:
 def _run_fully(words: list[str], function: Any = None, why: str = "") -> int:
     """By the full parser. A single file for guests is without it: there, what is not plain is an error."""
     try:
-        from vsockfwd.cli.commands import run_typer
+        from vsockfwd.cli.commands import run_command, run_group
     except ModuleNotFoundError as error:
         if error.name != "typer":
             raise
     else:
-        return run_typer(words)
+        return run_group(words) if function is None else run_command(words[0], function, words[1:])
     if function is None or words[1:] == ["--help"] or words[1:] == ["-h"]:
         print(help_text("serve", load_command("serve")))
         return 0 if words[-1:] in (["--help"], ["-h"]) else 2

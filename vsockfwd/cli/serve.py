@@ -27,7 +27,7 @@ from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent
 from vsockfwd.engine.calling import Calling
 from vsockfwd.engine.invocation import Invocation
-from vsockfwd.engine.server import Gate, serve_listeners
+from vsockfwd.engine.server import Gate
 from vsockfwd.errors import AddressError, NotAllowed, UsageError, VsockfwdError, printable
 from vsockfwd.events import Listening
 from vsockfwd.identity import CID_ANY, GuestPeer, Identity, VsockPeer
@@ -64,6 +64,7 @@ def serve(
         str | None, Option(metavar="DIR", help="what is copied is below this directory, and paths start there")
     ] = None,
     read_only: Annotated[bool, Option("--read-only", help="files are read, and never written")] = False,
+    no_measure: Annotated[bool, Option("--no-measure", help="refuse `vsockfwd perf`")] = False,
     metrics: Metrics = None,
 ) -> int:
     """Run the agent: what -L forwards, cp and dgram talk to, usually inside the guest.
@@ -80,6 +81,7 @@ def serve(
         guests=allow_guest,
         root=None if root is None else _directory(root),
         read_only=read_only,
+        measure=not no_measure,
     )
     for address in addresses:
         check_listening(address, policy)
@@ -179,7 +181,7 @@ async def _serve(
         async with trio.open_nursery() as nursery:
             for place in places:
                 nursery.start_soon(Calling(agent, place, gate).run)
-            nursery.start_soon(serve_listeners, listeners, agent.handle, engine.report, gate)
+            nursery.start_soon(agent.serve, listeners, gate)
 
 
 async def _listen(engine: Engine, addresses: list[Address], policy: Policy) -> list[Listener]:

@@ -7,20 +7,26 @@ opened runs in a cancel scope that the session holds; when the control connectio
 from __future__ import annotations
 
 import contextlib
+import functools
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
 import trio
 
-from vsockfwd.address import parse_stream
-from vsockfwd.contract import Mode, package_of
+from vsockfwd.address import Address, parse_stream
+from vsockfwd.contract import Join, Mode, package_of
 from vsockfwd.engine import Engine
 from vsockfwd.engine.control_link import HANDSHAKE_DEADLINE, SOFTWARE, ControlLink
+from vsockfwd.engine.framed import Framed
 from vsockfwd.engine.link import Link
 from vsockfwd.engine.listening import Key, Lease, Tenancy
+from vsockfwd.engine.poll import ARRIVALS
+from vsockfwd.engine.relays import Relays
+from vsockfwd.engine.server import Gate, serve_listeners
 from vsockfwd.errors import (
     AddressError,
     BadRequest,
@@ -37,15 +43,16 @@ from vsockfwd.errors import (
     printable,
     the_one,
 )
-from vsockfwd.events import Denied, Problem, Report
+from vsockfwd.events import Denied, Outcome, Problem, Report
 from vsockfwd.identity import Identity
 from vsockfwd.policy import Policy
-from vsockfwd.transport.base import Stream
+from vsockfwd.transport.base import Listener, SocketStream, Stream
 from vsockfwd.wire.control import ControlMachine, Greeted
 from vsockfwd.wire.frames import (
     CLIENT_PREFACE,
     FRAME_LIMIT,
     HANDSHAKE_LIMIT,
+    HEADER,
     HEADER_LENGTH,
     PREFACE_LENGTH,
     VERSIONS,
@@ -60,6 +67,9 @@ from vsockfwd.wire.stream import Requested, StreamMachine
 DIAL_DEADLINE = 25.0
 """Seconds that a dial on a client's behalf may take in all."""
 
+GREETING = PREFACE_LENGTH + HEADER_LENGTH + HANDSHAKE_LIMIT
+"""Bytes of the longest greeting."""
+
 STRANGERS = 256
 """Connections at once that have not said who they are; one more, and the one that has been mute longest is closed."""
 
@@ -73,7 +83,19 @@ class _Session:
     principal: tuple[str, object]
     frame: int
     tenancy: Tenancy
-    streams: set[trio.CancelScope] = field(default_factory=set)
+    streams: set[trio.CancelScope | _Joined] = field(default_factory=set)
+
+
+@dataclass(eq=False, slots=True)
+class _Joined:
+    """A stream that runs without a task, to be cancelled like a scope."""
+
+    relays: Relays
+    framed: Framed | None = None
+
+    def cancel(self) -> None:
+        if self.framed is not None:
+            self.relays.cut(self.framed, Gone("the session is over"))
 
 
 class AgentCall:
@@ -102,12 +124,7 @@ class AgentCall:
 
     async def connect(self, address: str) -> Stream:
         """Dial an address on the client's behalf. Raises BadRequest, or what the dial failed with."""
-        try:
-            where = parse_stream(address)
-        except AddressError as error:
-            raise BadRequest(error.message, hint=error.hint) from None
-        if where.scheme in ("stdio", "fd"):
-            raise BadRequest(f"{where}: an agent has no {where.scheme} to offer")
+        where = to_dial(address)
         try:
             # Whatever the client wrote as its connect-timeout: it has given up by then.
             with trio.fail_after(DIAL_DEADLINE):
@@ -116,12 +133,34 @@ class AgentCall:
             raise TimedOut(f"connect to {where.bare()}: no answer within {DIAL_DEADLINE:g} s") from None
 
 
+def to_dial(address: str) -> Address:
+    """The address that a client wants dialled. Raises BadRequest."""
+    try:
+        where = parse_stream(address)
+    except AddressError as error:
+        raise BadRequest(error.message, hint=error.hint) from None
+    if where.scheme in ("stdio", "fd"):
+        raise BadRequest(f"{where}: an agent has no {where.scheme} to offer")
+    return where
+
+
 def decode_arguments(raw: bytes, kind: type[M]) -> M:
     """A request's arguments, decoded and checked. Raises BadRequest."""
     try:
         return msgspec.msgpack.decode(raw, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the request makes no sense: {printable(str(error), 200)}") from None
+
+
+async def _join(call: AgentCall, join: Join) -> None:
+    """Serve a request that comes down to a dial, in this task."""
+    neighbour = await call.connect(join.connect)
+    try:
+        channel = await call.accept(join.reply(neighbour.peer))
+    except BaseException:
+        neighbour.abort()
+        raise
+    join.ended(await channel.relay(neighbour, dialled=True))
 
 
 class Agent:
@@ -136,20 +175,26 @@ class Agent:
         token: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self.engine = engine
-        self.modes = {name: mode for name, mode in modes.items() if mode.serve is not None}
+        self.modes = {name: mode for name, mode in modes.items() if mode.serve or mode.join}
         self.policy = policy
         self._token = token
         self._sessions: dict[bytes, _Session] = {}
         self._leases: dict[Key, Lease] = {}
-        self._strangers: dict[trio.CancelScope, None] = {}
+        self._strangers: dict[object, Callable[[], None]] = {}
 
-    async def handle(self, stream: Stream) -> None:
-        """Serve one connection to its end."""
+    async def serve(self, listeners: Sequence[Listener], gate: Gate) -> None:
+        """Accept on every listener, until cancelled."""
+        async with Relays(self.engine.buffers, self.engine.report) as relays:
+            reception = Reception(self, relays)
+            await serve_listeners(listeners, self.handle, self.engine.report, gate, reception.take)
+
+    async def handle(self, stream: Stream, seen: bytes = b"", left: float = HANDSHAKE_DEADLINE) -> None:
+        """Serve one connection to its end. `seen` was read from it already, `left` are seconds for its greeting."""
         link: ControlLink | Link | None = None
         event = None
         try:
-            with trio.fail_after(HANDSHAKE_DEADLINE), self._stranger():
-                link, seen = await self._greet(stream)
+            with trio.fail_after(left), self._stranger():
+                link, seen = await self._greet(stream, seen)
                 link.feed(seen)
                 event = await link.next()
         except trio.TooSlowError:
@@ -176,20 +221,28 @@ class Agent:
 
     @contextlib.contextmanager
     def _stranger(self) -> Iterator[None]:
-        """Count a connection among the strangers; the longest there gives way when they are too many."""
+        """Count a connection among the strangers while it is one."""
         with trio.CancelScope() as scope:
-            self._strangers[scope] = None
-            if len(self._strangers) > STRANGERS:
-                next(iter(self._strangers)).cancel()
+            self.meet(scope, scope.cancel)
             try:
                 yield
             finally:
-                del self._strangers[scope]
+                self.know(scope)
 
-    async def _greet(self, stream: Stream) -> tuple[ControlLink | Link, bytes]:
+    def meet(self, stranger: object, turn_out: Callable[[], None]) -> None:
+        """Count one among the strangers; who has been one longest gives way when they are too many."""
+        self._strangers[stranger] = turn_out
+        if len(self._strangers) > STRANGERS:
+            next(iter(self._strangers.values()))()
+
+    def know(self, stranger: object) -> None:
+        """It is none any more."""
+        self._strangers.pop(stranger, None)
+
+    async def _greet(self, stream: Stream, seen: bytes) -> tuple[ControlLink | Link, bytes]:
         """Read until the first frame's type says what kind of connection this is; returns what was read with it."""
-        seen = b""
-        buffer = memoryview(bytearray(PREFACE_LENGTH + HEADER_LENGTH + HANDSHAKE_LIMIT))
+        buffer = memoryview(bytearray(GREETING))
+        check_preface(seen, CLIENT_PREFACE)
         while len(seen) <= PREFACE_LENGTH:
             try:
                 size = stream.try_receive_into(buffer)
@@ -258,13 +311,71 @@ class Agent:
                 self.engine.report(Problem(str(peer), f"it denied {tenancy.unknown} connections that did not wait"))
         finally:
             del self._sessions[token]
-            for scope in session.streams:
-                scope.cancel()
+            for stream in list(session.streams):
+                stream.cancel()
             if stopped:
                 await link.part(machine.bye(ShuttingDown("the agent is stopping")))
             link.close()
 
     # --- stream connections
+
+    def begin_stream(self, link: Link, request: Open, relays: Relays, leave: Callable[[], None]) -> None:
+        """Serve a stream without a task where its mode and what it dials allow that, else in one."""
+
+        def in_task() -> None:
+            relays.poll.forget(_socket(link.stream))
+            relays.serve(lambda _: self._serve_stream(link, request), link.stream, leave)
+
+        session = self._sessions.get(request.token)
+        if session is None or session.principal != link.peer.principal:
+            in_task()
+            return
+        try:
+            mode, version = self._mode_for(request, session)
+            if mode.join is None:
+                in_task()
+                return
+            self._permit(link.peer, mode, request)
+            join = mode.join(AgentCall(self, link, request, version))
+            far = self.engine.network.connect_now(to_dial(join.connect))
+        except Exception:  # noqa: BLE001 - a refusal or a mode's bug: the task finds the same, and tells
+            far = None
+        if far is None:
+            in_task()
+            return
+
+        def reached(neighbour: Stream) -> None:
+            if self._sessions.get(request.token) is not session:
+                neighbour.abort()
+                in_task()
+                return
+            answer = link.machine.accept(version, join.reply(neighbour.peer))
+            try:
+                whole = link.stream.try_send(answer) == len(answer)
+            except OSError:
+                whole = False
+            if not whole:  # the client is gone: an answer fits where nothing was sent before
+                del relays.waiting[link.stream]
+                relays.poll.forget(_socket(link.stream))
+                neighbour.abort()
+                link.close()
+                leave()
+                return
+            link.machine.frame_limit = session.frame
+            stream = _Joined(relays)
+            session.streams.add(stream)
+
+            def ended(outcome: Outcome) -> None:
+                session.streams.discard(stream)
+                try:
+                    join.ended(outcome)
+                finally:
+                    leave()
+
+            stream.framed = relays.join(link, neighbour, ended, dialled=True)
+
+        relays.waiting[link.stream] = link.close
+        relays.dialled(far, reached, in_task)
 
     async def _serve_stream(self, link: Link, request: Open) -> None:
         session = self._sessions.get(request.token)
@@ -289,11 +400,13 @@ class Agent:
     async def _serve_request(self, link: Link, request: Open, session: _Session) -> None:
         try:
             mode, version = self._mode_for(request, session)
-            for resource in mode.resources(bytes(request.arguments)):
-                self.policy.permit(link.peer, resource).enforce()
+            self._permit(link.peer, mode, request)
             call = AgentCall(self, link, request, version)
-            assert mode.serve is not None
-            await mode.serve(call)
+            if mode.join is not None:
+                await _join(call, mode.join(call))
+            else:
+                assert mode.serve is not None
+                await mode.serve(call)
             if not call.accepted:
                 raise Internal(f"the mode {mode.name} neither accepted nor refused")
         except Exception as caught:  # noqa: BLE001 - a mode's bug ends its own stream, and is told to both sides
@@ -305,6 +418,11 @@ class Agent:
             else:
                 self.engine.report(Problem.of(f"mode {name}", caught))
                 await self._end(link, Internal(f"the mode {name} failed: see the agent's log"))
+
+    def _permit(self, peer: Identity, mode: Mode, request: Open) -> None:
+        """Raises NotAllowed, or BadRequest where the request makes no sense."""
+        for resource in mode.resources(bytes(request.arguments)):
+            self.policy.permit(peer, resource).enforce()
 
     def _mode_for(self, request: Open, session: _Session) -> tuple[Mode, int]:
         mode = session.tenancy.mode if request.mode == LISTEN else self.modes.get(request.mode)
@@ -328,3 +446,104 @@ class Agent:
         except LocalProtocolError:
             last = b""
         await link.part(last)
+
+
+_FIRST = PREFACE_LENGTH + HEADER_LENGTH
+"""Bytes by which the first frame is known."""
+
+
+def _socket(stream: Stream) -> socket.socket:
+    assert stream.sock is not None
+    return stream.sock
+
+
+class Reception:
+    """Takes what was accepted, and asks what it wants without a task: what asks for a stream mostly needs none."""
+
+    def __init__(self, agent: Agent, relays: Relays) -> None:
+        self.agent = agent
+        self.relays = relays
+        self.greetings = relays.deadlines(HANDSHAKE_DEADLINE)
+        self.buffer = memoryview(bytearray(GREETING))
+
+    def take(self, stream: Stream, leave: Callable[[], None]) -> bool:
+        """For a server's accept loop."""
+        if not isinstance(stream, SocketStream):
+            return False
+        _Greeting(self, stream, leave).begin()
+        return True
+
+
+class _Greeting:
+    """A connection that has not said yet what it wants. Whatever is not a plain request for a stream, a task hears."""
+
+    __slots__ = ("_began", "_deadline", "_leave", "_over", "_reception", "_seen", "_stream")
+
+    def __init__(self, reception: Reception, stream: SocketStream, leave: Callable[[], None]) -> None:
+        self._reception = reception
+        self._stream = stream
+        self._leave = leave
+        self._seen = b""
+        self._over = False
+
+    def begin(self) -> None:
+        self._began = trio.current_time()
+        self._reception.relays.poll.add(self._stream.sock, self._heard, ARRIVALS)  # which may fail
+        self._deadline = self._reception.greetings.add(self._in_task)
+        self._reception.relays.waiting[self] = self._turned_out
+        self._reception.agent.meet(self, self._turned_out)
+        self._heard()
+
+    def _heard(self, _: int = 0) -> None:
+        if self._over:
+            return  # until it is joined
+        try:
+            size = self._stream.try_receive_into(self._reception.buffer)
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        if not size:
+            self._turned_out()
+            return
+        seen = self._seen = self._seen + self._reception.buffer[:size]
+        if len(seen) < _FIRST and CLIENT_PREFACE.startswith(seen[:PREFACE_LENGTH]):
+            self._reception.relays.poll.change(self._stream.sock, ARRIVALS)
+            return
+        if not seen.startswith(CLIENT_PREFACE) or seen[PREFACE_LENGTH] != FrameType.OPEN:
+            self._in_task()
+            return
+        length = HEADER.unpack_from(seen, PREFACE_LENGTH)[3]
+        if length <= HANDSHAKE_LIMIT and len(seen) < _FIRST + length:
+            self._reception.relays.poll.change(self._stream.sock, ARRIVALS)
+            return
+        link = Link(self._stream, StreamMachine(Role.AGENT), self._reception.agent.engine.buffers)
+        link.feed(seen)
+        try:
+            event = link.try_next()
+        except VsockfwdError:
+            event = None
+        if not isinstance(event, Requested):
+            self._in_task()
+            return
+        self._known()
+        self._reception.agent.begin_stream(link, event.request, self._reception.relays, self._leave)
+
+    def _known(self) -> None:
+        self._over = True
+        self._reception.relays.waiting.pop(self, None)
+        self._reception.greetings.call_off(self._deadline)
+        self._reception.agent.know(self)
+
+    def _in_task(self) -> None:
+        self._known()
+        self._reception.relays.poll.forget(self._stream.sock)
+        left = max(0.0, self._began + HANDSHAKE_DEADLINE - trio.current_time())
+        handle = functools.partial(self._reception.agent.handle, seen=self._seen, left=left)
+        self._reception.relays.serve(handle, self._stream, self._leave)
+
+    def _turned_out(self) -> None:
+        self._known()
+        self._reception.relays.poll.closing(self._stream.sock)
+        self._stream.close()
+        self._leave()

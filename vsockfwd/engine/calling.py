@@ -84,7 +84,7 @@ class Calling:
         self._backoff.reset()
         self._tell("")
         self._gate.enter()
-        await contain(self._agent.handle, stream, self._engine.report, self._gate)
+        await contain(self._agent.handle, stream, self._engine.report, self._gate.leave)
 
     def _in_vain(self, why: str) -> None:
         self._failed = True

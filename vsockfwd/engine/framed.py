@@ -18,7 +18,6 @@ from vsockfwd.engine.relay import WITHHELD, Then, ending_of, silence, speak_out
 from vsockfwd.errors import Code, TimedOut, VsockfwdError, from_code, from_oserror
 from vsockfwd.events import Ending, Outcome
 from vsockfwd.transport.base import Stream
-from vsockfwd.wire.frames import HEADER_LENGTH
 
 if TYPE_CHECKING:
     from vsockfwd.engine.link import Link
@@ -113,9 +112,11 @@ class Framed:
         self.near = neighbour
         self.far = link.stream
         self.forth = Pump(
-            neighbour, link.stream, link.buffers, self._frame, link.frame_limit, lambda: link.machine.end()
+            neighbour, link.stream, link.buffers, link.machine.data_header, link.frame_limit, link.machine.end
         )
         self.back = Inward(link, neighbour)
+        self.may_hold = True
+        link.machine.parser.plain = True
         self._withhold = dialled and not neighbour.features.half_close
         self._started = time.monotonic()
         self._outward_over = trio.Event()
@@ -136,11 +137,6 @@ class Framed:
     @property
     def clean(self) -> bool:
         return self._outward_ended and self._inward_ended and self._failure is None
-
-    def _frame(self, buffer: memoryview, size: int) -> memoryview:
-        """A DATA frame in the buffer: its header goes in front of the bytes, so that both leave in one send."""
-        buffer[:HEADER_LENGTH] = self.link.machine.data_header(size)
-        return buffer[: HEADER_LENGTH + size]
 
     # --- driven by Relays
 

@@ -38,6 +38,7 @@ class Invocation:
     verbosity: int
     modes: Callable[[], Mapping[str, Mode]]
     targets: Callable[[], Mapping[str, Address]] = dict
+    quiet: bool = False
 
     def kinds(self) -> dict[str, RuleKind]:
         """Every kind of rule that the installed modes bring, by name."""
@@ -68,6 +69,7 @@ class Invocation:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         # What is imported stays: the collector need not look through it again and again.
         gc.freeze()
+        gc.enable()
         try:
             return trio.run(self._main, service, main, arguments, drain, on_hangup, network) or 0
         except BaseExceptionGroup as group:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from vsockfwd.contract import BodyEvent, Ended
+import trio
+
+from vsockfwd.contract import BodyEvent, Data, Ended
 from vsockfwd.engine.framed import Framed
-from vsockfwd.engine.pump import BufferPool
-from vsockfwd.engine.wired import Wire
-from vsockfwd.errors import Code, LocalProtocolError, VsockfwdError, from_code
+from vsockfwd.engine.pump import ROUNDS, BufferPool
+from vsockfwd.engine.wired import GLANCE, Wire
+from vsockfwd.errors import Code, LocalProtocolError, PeerBrokeProtocol, VsockfwdError, from_code
 from vsockfwd.events import Outcome
 from vsockfwd.transport.base import Stream
 from vsockfwd.wire.frames import Buffer
@@ -49,6 +51,46 @@ class Link(Wire[StreamEvent]):
         assert not isinstance(event, Refused | WasReset)  # `next` raised what they stand for
         return event
 
+    async def receive_into(self, buffer: memoryview) -> None:
+        """Fill a buffer with the next bytes of the body, most of them uncopied. Raises as `receive` does.
+
+        PeerBrokeProtocol where something else than DATA comes before it is full, or a frame goes on behind its end.
+        """
+        while buffer:
+            if self.machine.data_left:  # then no event is in hand: its piece went to the end of what was received
+                size = await self._receive_past(buffer[: self.machine.data_left])
+            else:
+                event = await self.receive()
+                size = len(event.view) if isinstance(event, Data) else 0
+                if not isinstance(event, Data) or size > len(buffer):
+                    raise _of_another_length()
+                buffer[:size] = event.view
+            buffer = buffer[size:]
+        if self.machine.data_left:
+            raise _of_another_length()
+        self._most = GLANCE
+
+    async def _receive_past(self, buffer: memoryview) -> int:
+        """Receive bytes of a DATA frame past the machine; how many."""
+        if self._rounds >= ROUNDS:
+            self._rounds = 0
+            await trio.lowlevel.checkpoint()
+        while True:
+            try:
+                if self._emptied:
+                    raise BlockingIOError
+                size = self._receive_into(buffer)
+            except BlockingIOError:
+                self._emptied = False
+                self._rounds = 0
+                await self.wait_readable()
+                continue
+            except VsockfwdError as error:
+                raise self._finish(error) from None
+            self._emptied = self.stream.empties and size < len(buffer)
+            self.machine.took(size)
+            return size
+
     async def send(self, data: Buffer) -> None:
         """Send bytes of the body. Raises the peer's reason where it gave one, Reset otherwise."""
         view = memoryview(data)
@@ -56,8 +98,8 @@ class Link(Wire[StreamEvent]):
             piece = view[at : at + self.frame_limit]
             await self._write_frame(self.machine.data_header(len(piece)), piece)
 
-    async def send_frames(self, *frames: tuple[int, Buffer]) -> None:
-        """Send whole frames of the mode's own kinds, the small ones together."""
+    async def send_frames(self, *frames: tuple[int, Buffer], data: Buffer = b"") -> None:
+        """Send whole frames of the mode's own kinds, the small ones together; `data`: bytes of the body behind them."""
         pending: list[Buffer] = []
         size = 0
         for kind, payload in frames:
@@ -73,7 +115,11 @@ class Link(Wire[StreamEvent]):
             if size > COALESCE:
                 await self.write(b"".join(pending))
                 pending, size = [], 0
-        if pending:
+        if data:
+            first = memoryview(data)[: self.frame_limit]
+            await self._write_frame(b"".join((*pending, self.machine.data_header(len(first)))), first)
+            await self.send(memoryview(data)[len(first) :])
+        elif pending:
             await self.write(b"".join(pending))
 
     async def _write_frame(self, header: bytes, payload: memoryview) -> None:
@@ -117,3 +163,7 @@ class Link(Wire[StreamEvent]):
             return await framed.run(idle, half_open)
         finally:
             live.discard(framed)
+
+
+def _of_another_length() -> PeerBrokeProtocol:
+    return PeerBrokeProtocol("the peer announced bytes of another length than it sent")

@@ -182,11 +182,17 @@ class Poll:
         self._closed = False
 
     def add(self, sock: socket.socket, tell: Tell, events: int) -> None:
-        """Call `tell` with the events that happened; what is there already is told as well. Raises OSError."""
+        """Call `tell` with the events that happened; what is there already is told as well. Raises OSError.
+
+        A socket that is watched already tells nobody else any more.
+        """
         fd = sock.fileno()
-        self._loop.epoll.register(fd, events)
+        if fd in self._watched:
+            self._loop.epoll.modify(fd, events)
+        else:
+            self._loop.epoll.register(fd, events)
+            self._watched.add(fd)
         self._loop.watched[fd] = tell
-        self._watched.add(fd)
 
     def change(self, sock: socket.socket, events: int) -> None:
         """Watch for other events; what is there already is told as well."""
@@ -230,3 +236,36 @@ class Poll:
         await self._loop.failed.wait()
         assert self._loop.failure is not None
         raise self._loop.failure
+
+
+class Deadlines:
+    """Calls back what was not called off within so many seconds, the same for all, so that a queue will do."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._waiting: dict[object, tuple[float, Callable[[], None]]] = {}
+        self._some = trio.lowlevel.ParkingLot()
+
+    def add(self, call: Callable[[], None]) -> object:
+        """Call so many seconds from now; returns by what it is called off."""
+        key = object()
+        self._waiting[key] = (trio.current_time() + self.seconds, call)
+        if self._some:
+            self._some.unpark()
+        return key
+
+    def call_off(self, key: object) -> None:
+        """Not to be called any more; nothing where it was."""
+        self._waiting.pop(key, None)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            while not self._waiting:
+                await self._some.park()
+            key, (when, call) = next(iter(self._waiting.items()))
+            if when > trio.current_time():
+                await trio.sleep_until(when)  # what is called off meanwhile costs one look, later
+            else:
+                del self._waiting[key]
+                call()

@@ -55,14 +55,15 @@ _PIPES = 16
 
 
 class _Pipe:
-    """A pipe between two sockets, and how many bytes stand in it."""
+    """A pipe between two sockets, how many bytes stand in it, and what is to be sent before them."""
 
-    __slots__ = ("held", "reading", "writing")
+    __slots__ = ("front", "held", "reading", "writing")
 
     def __init__(self) -> None:
         """Raises OSError."""
         self.reading, self.writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.held = 0
+        self.front = b""
         try:
             fcntl.fcntl(self.writing, fcntl.F_SETPIPE_SZ, FRAME_LIMIT)
         except OSError:
@@ -143,14 +144,13 @@ class Needs(enum.Enum):
 class Pump:
     """One direction between two streams.
 
-    `frame` turns a piece into what is sent: it is given a buffer with so many bytes behind HEADER_LENGTH free ones, and
-    returns the part of the buffer to send. A piece has at most `most` bytes. `last` makes what is sent when the source
-    has ended. `bytes` counts what was received.
+    `header` makes what goes in front of a piece of so many bytes, HEADER_LENGTH long. A piece has at most `most` bytes.
+    `last` makes what is sent when the source has ended. `bytes` counts what was received.
     """
 
     __slots__ = (
-        "_buffer", "_buffers", "_bulk", "_frame", "_last", "_little", "_over", "_pipe", "_receive", "_rest", "_send", "_splices",
-        "_window",
+        "_buffer", "_buffers", "_bulk", "_header", "_last", "_little", "_most", "_over", "_pipe", "_receive", "_rest",
+        "_send", "_splices", "_window",
         "broken", "bytes", "sink", "source",
     )  # fmt: skip
 
@@ -159,7 +159,7 @@ class Pump:
         source: Stream,
         sink: Stream,
         buffers: BufferPool,
-        frame: Callable[[memoryview, int], memoryview] | None = None,
+        header: Callable[[int], bytes] | None = None,
         most: int = FRAME_LIMIT,
         last: Callable[[], bytes] | None = None,
     ) -> None:
@@ -170,17 +170,18 @@ class Pump:
         self._receive = source.try_receive_into
         self._send = sink.try_send
         self._buffers = buffers
-        self._frame = frame
+        self._header = header
+        self._most = most
         self._last = last
         self._over = False
-        self._window = slice(HEADER_LENGTH, HEADER_LENGTH + most) if frame else slice(most)
+        self._window = slice(HEADER_LENGTH, HEADER_LENGTH + most) if header else slice(most)
         self._little = SPLICE_LEAST if source.empties else 0
         """Bytes of a receive below which another one would be in vain."""
         self._buffer: memoryview | None = None
         self._rest: memoryview | None = None
         self._pipe: _Pipe | None = None
         self._bulk = False
-        self._splices = frame is None and source.splice_source() is not None and sink.splice_sink() is not None
+        self._splices = source.splice_source() is not None and sink.splice_sink() is not None
 
     @property
     def half_sent(self) -> bool:
@@ -210,7 +211,11 @@ class Pump:
                     if size:
                         self.bytes += size
                         self._bulk = self._splices and size >= SPLICE_FROM
-                        data = self._frame(buffer, size) if self._frame is not None else buffer[:size]
+                        if self._header is None:
+                            data = buffer[:size]
+                        else:  # in front of the bytes, so that both leave in one send
+                            buffer[:HEADER_LENGTH] = self._header(size)
+                            data = buffer[: HEADER_LENGTH + size]
                     elif self._last is None:
                         return Needs.NOTHING
                     else:
@@ -252,7 +257,7 @@ class Pump:
         if source is None or sink is None:
             return self._leave_bulk() if self._pipe is None else self._fail(self.sink, OSError(errno.EBADF, "closed"))
         if self._pipe is None:
-            if stat.S_ISFIFO(os.fstat(sink).st_mode) or stat.S_ISFIFO(os.fstat(source).st_mode):
+            if self._header is None and (_is_pipe(sink) or _is_pipe(source)):
                 return self._splice_directly(source, sink)
             try:
                 self._pipe = self._buffers.borrow_pipe()
@@ -262,7 +267,7 @@ class Pump:
         for _ in range(ROUNDS):
             if not pipe.held:
                 try:
-                    pipe.held = os.splice(source, pipe.writing, FRAME_LIMIT, flags=_SPLICE)
+                    pipe.held = os.splice(source, pipe.writing, self._most, flags=_SPLICE)
                 except BlockingIOError:
                     self._give_back_pipe()
                     return Needs.BYTES
@@ -274,11 +279,15 @@ class Pump:
                     return self._fail(self.source, error)
                 if not pipe.held:
                     self._give_back_pipe()
-                    return Needs.NOTHING
+                    return self._leave_bulk() if self._last else Needs.NOTHING
                 self.bytes += pipe.held
                 self._bulk = pipe.held >= SPLICE_LEAST
+                if self._header is not None:
+                    pipe.front = self._header(pipe.held)
             while pipe.held:
                 try:
+                    while pipe.front:
+                        pipe.front = pipe.front[self._send(pipe.front) :]
                     pipe.held -= os.splice(pipe.reading, sink, pipe.held, flags=_SPLICE)
                 except BlockingIOError:
                     self._bulk = True  # until the pipe is empty
@@ -347,6 +356,10 @@ class Pump:
                     return
         finally:
             self.close()
+
+
+def _is_pipe(fd: int) -> bool:
+    return stat.S_ISFIFO(os.fstat(fd).st_mode)
 
 
 async def push(sink: Stream, data: memoryview) -> None:

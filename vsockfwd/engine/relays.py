@@ -8,7 +8,7 @@ tasks from where it stands.
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -16,12 +16,16 @@ import trio
 
 from vsockfwd.engine.framed import Framed
 from vsockfwd.engine.link import Link
-from vsockfwd.engine.poll import ARRIVALS, ROOM, Poll
+from vsockfwd.engine.poll import ARRIVALS, ROOM, Deadlines, Poll
 from vsockfwd.engine.pump import Broken, BufferPool, Needs
 from vsockfwd.engine.relay import Direction, Plain, Then
-from vsockfwd.errors import VsockfwdError
+from vsockfwd.engine.server import Handler, contain
+from vsockfwd.errors import VsockfwdError, from_oserror
 from vsockfwd.events import Ending, Outcome, Problem, Report
-from vsockfwd.transport.base import SocketStream, Stream
+from vsockfwd.transport.base import CONNECT_TIMEOUT, Dial, SocketStream, Stream
+
+ANSWER_DEADLINE = 30.0
+"""Seconds for an agent to answer OPEN or LISTEN: it may have to resolve and dial first."""
 
 
 class Relay(Protocol):
@@ -29,6 +33,8 @@ class Relay(Protocol):
 
     near: Stream
     far: Stream
+    may_hold: bool
+    """Whether something for `near` may have been received before it began."""
 
     @property
     def forth(self) -> Direction: ...
@@ -68,6 +74,8 @@ class Relays:
         """`live` holds the relays that run, each with `sent` and `received`; `idle` and `half_open` as in `relay`."""
         self.live = set() if live is None else live
         self.poll = Poll()
+        self.waiting: dict[object, Callable[[], None]] = {}
+        """What waits here without a task and is no relay yet, and how to let go of it when this is left."""
         self._buffers = buffers
         self._report = report
         self._idle = idle
@@ -78,6 +86,9 @@ class Relays:
     async def __aenter__(self) -> Self:
         self._nursery = await self._manager.__aenter__()
         self._nursery.start_soon(self.poll.run)
+        self.answers = self.deadlines(ANSWER_DEADLINE)
+        """For who waits for a peer's answer without a task."""
+        self._dials = self.deadlines(CONNECT_TIMEOUT)
         return self
 
     async def __aexit__(
@@ -89,11 +100,53 @@ class Relays:
         finally:
             for watched in list(self._watched.values()):
                 watched.stop()
+            for let_go in list(self.waiting.values()):
+                let_go()
             self.poll.close()
 
-    def start_soon(self, function: Callable[..., Awaitable[object]], *arguments: Any) -> None:
-        """Run what does need a task, for as long as the context."""
-        self._nursery.start_soon(function, *arguments)
+    def deadlines(self, seconds: float) -> Deadlines:
+        """Deadlines that are kept as long as the context."""
+        made = Deadlines(seconds)
+        self._nursery.start_soon(made.run)
+        return made
+
+    def serve(self, handler: Handler, stream: Stream, leave: Callable[[], None]) -> None:
+        """Serve a connection in a task after all: see engine/server.py's `contain`."""
+        self.waiting.pop(stream, None)
+        self._nursery.start_soon(contain, handler, stream, self._report, leave)
+
+    def dialled(self, far: Stream | Dial, reached: Callable[[Stream], None], otherwise: Callable[[], None]) -> None:
+        """Go on with a stream when its dial has been answered; `otherwise` where it failed, or took too long."""
+        if isinstance(far, Stream):
+            reached(far)
+            return
+        dial = far
+
+        def answered(_: int) -> None:
+            del self.waiting[dial]
+            self._dials.call_off(deadline)
+            self.poll.forget(dial.sock)
+            try:
+                stream = dial.stream()
+            except OSError:
+                otherwise()
+            else:
+                reached(stream)
+
+        def late() -> None:
+            del self.waiting[dial]
+            self.poll.closing(dial.sock)
+            dial.sock.close()
+            otherwise()
+
+        try:
+            self.poll.add(dial.sock, answered, ROOM)
+        except OSError:
+            dial.sock.close()
+            otherwise()
+            return
+        self.waiting[dial] = dial.sock.close
+        deadline = self._dials.add(late)
 
     def begin(self, near: Stream, far: Stream, ended: Over) -> None:
         """Join two streams as `relay` does, at once."""
@@ -114,12 +167,17 @@ class Relays:
     def _begin(self, relay: Relay, may_be_watched: bool, ended: Over) -> None:
         self.live.add(relay)
         near, far = relay.near, relay.far
+        self.waiting.pop(near, None)
+        self.waiting.pop(far, None)
         if self._idle or self._half_open:
             may_be_watched = False
         if may_be_watched and isinstance(near, SocketStream) and isinstance(far, SocketStream):
             self._watched[relay] = watched = _Watched(relay, near, far, self, ended)
             watched.begin()
         else:
+            for stream in (near, far):
+                if stream.sock is not None:
+                    self.poll.forget(stream.sock)
             self._nursery.start_soon(self._in_tasks, relay, ended)
 
     async def _in_tasks(self, relay: Relay, ended: Over) -> None:
@@ -152,9 +210,16 @@ class _Watched:
 
     def begin(self) -> None:
         self.relay.told(functools.partial(self._step, self.relay.back))
-        self._poll.add(self._near, self._near_told, ARRIVALS)
-        self._poll.add(self._far, self._far_told, ARRIVALS)
+        try:
+            self._poll.add(self._near, self._near_told, ARRIVALS)
+            self._poll.add(self._far, self._far_told, ARRIVALS)
+        except OSError as error:  # this user watches as much as the kernel lets anyone (epoll(7))
+            self.relay.broke(from_oserror(error, "watching it").message)
+            self._over()
+            return
         self._step(self.relay.forth)
+        if self.relay.may_hold:
+            self._step(self.relay.back)
 
     def _near_told(self, events: int) -> None:
         if events & ROOM:

@@ -228,13 +228,14 @@ class Work:
         address: Address,
         purpose: str,
         handler: Handler,
+        at_once: AtOnce | None = None,
     ) -> None:
         """`listen` and `serve`, and what the rule says of times when its agent is away."""
         if when_down == "accept":
             listeners = await self.listen(address, purpose)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.follow, keeper)
-                await self.serve(listeners, handler)
+                await self.serve(listeners, handler, at_once)
                 nursery.cancel_scope.cancel()
             return
         while not self.engine.stopping.is_set():
@@ -244,7 +245,7 @@ class Work:
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._until_down, keeper, scope)
-                    await self.serve(await self.listen(address, purpose), handler)
+                    await self.serve(await self.listen(address, purpose), handler, at_once)
                     nursery.cancel_scope.cancel()
             self.listening = ()
 

@@ -99,7 +99,7 @@ async def serve_listeners(
 
     def take(stream: Stream) -> None:
         if at_once is None or not _taken(at_once, stream, report, gate):
-            nursery.start_soon(contain, handler, stream, report, gate)
+            nursery.start_soon(contain, handler, stream, report, gate.leave)
 
     async def accept(listener: Listener) -> None:
         try:
@@ -151,10 +151,10 @@ async def accept_on(listener: Listener, take: Take, report: Report, gate: Gate) 
             await trio.lowlevel.checkpoint()
 
 
-async def contain(handler: Handler, stream: Stream, report: Report, gate: Gate) -> None:
+async def contain(handler: Handler, stream: Stream, report: Report, leave: Callable[[], None]) -> None:
     """Run a handler so that its failure is its own. A stream that was not served to its end is aborted, not ended.
 
-    The connection has entered the gate, and leaves it here.
+    `leave`: of the gate that the connection has entered.
     """
     try:
         await handler(stream)
@@ -163,7 +163,7 @@ async def contain(handler: Handler, stream: Stream, report: Report, gate: Gate) 
         report(Problem.of(stream.name, caught))
     finally:
         stream.abort()
-        gate.leave()
+        leave()
 
 
 def _taken(at_once: AtOnce, stream: Stream, report: Report, gate: Gate) -> bool:

@@ -21,6 +21,8 @@ from vsockfwd.engine import Engine
 from vsockfwd.engine.control_link import HANDSHAKE_DEADLINE, SOFTWARE, ControlLink
 from vsockfwd.engine.incoming import Handle, RemoteListener
 from vsockfwd.engine.link import Link
+from vsockfwd.engine.poll import ARRIVALS
+from vsockfwd.engine.relays import ANSWER_DEADLINE, Relays
 from vsockfwd.errors import (
     BadRequest,
     Gone,
@@ -34,17 +36,15 @@ from vsockfwd.errors import (
     the_one,
 )
 from vsockfwd.events import SessionDown, SessionUp
+from vsockfwd.transport.base import SocketStream, Stream
 from vsockfwd.wire.control import Announced, ControlEvent, ControlMachine, Denied, Greeted, ListenGranted, Welcomed
 from vsockfwd.wire.control import Refused as LoginRefused
 from vsockfwd.wire.frames import VERSIONS
 from vsockfwd.wire.machine import Role
 from vsockfwd.wire.messages import LISTEN, Fetch, Hello, Listen, Open, Ready, decode, encode
-from vsockfwd.wire.stream import Accepted, Refused, StreamMachine
+from vsockfwd.wire.stream import Accepted, StreamEvent, StreamMachine
 
 R = TypeVar("R", bound=msgspec.Struct)
-
-ANSWER_DEADLINE = 30.0
-"""Seconds for an agent to answer OPEN or LISTEN: it may have to resolve and dial first."""
 
 
 class Session:
@@ -246,41 +246,79 @@ class Session:
                     self._forget()
         raise AssertionError("unreachable")
 
+    def begin(
+        self,
+        mode: str,
+        arguments: msgspec.Struct | None,
+        relays: Relays,
+        answered: Callable[[Opened | VsockfwdError], None],
+        otherwise: Callable[[], None],
+    ) -> bool:
+        """Ask for a stream as `open` does, but without a task: it is `answered` later, with what that would raise. The
+        channel is to be joined by the same `relays` then, at once.
+
+        False where it takes one, as it does without a live session; `otherwise` is called where that turns out later.
+        """
+        ready = self._ready
+        if ready is None or mode not in ready.modes:
+            return False
+        try:
+            far = self.engine.network.connect_now(self.target)
+        except VsockfwdError:
+            return False  # with the task's attempt comes the error
+        if far is None:
+            return False
+        asking = _Asking(self, self._request(ready, mode, arguments, (1,)), (1,), relays, answered, otherwise)
+        relays.dialled(far, asking.begin, otherwise)
+        return True
+
+    def _request(
+        self, ready: Ready, mode: str, arguments: msgspec.Struct | None, versions: tuple[int, ...]
+    ) -> tuple[StreamMachine, bytes]:
+        """A machine, and the bytes by which it asks. Raises BadRequest."""
+        machine = StreamMachine(Role.CLIENT, ready.frame)
+        try:
+            return machine, machine.open(Open(ready.token, mode, versions, msgspec.Raw(encode(arguments))))
+        except LocalProtocolError as error:
+            raise BadRequest(f"{self.name}: {error}") from None
+
     async def _ask(
         self, ready: Ready, mode: str, arguments: msgspec.Struct | None, versions: tuple[int, ...]
     ) -> Opened:
-        request = Open(ready.token, mode, versions, msgspec.Raw(encode(arguments)))
-        machine = StreamMachine(Role.CLIENT, ready.frame)
-        try:
-            asking = machine.open(request)
-        except LocalProtocolError as error:
-            raise BadRequest(f"{self.name}: {error}") from None
+        machine, asking = self._request(ready, mode, arguments, versions)
         link = Link(await self.engine.network.connect(self.target), machine, self.engine.buffers)
         try:
             with trio.fail_after(ANSWER_DEADLINE):
                 await link.write(asking)
-                answer = await link.next()
-            if isinstance(answer, Refused):
-                raise answer.error
-            if not isinstance(answer, Accepted):
-                raise PeerBrokeProtocol(f"{self.name}: the agent sent something else than its answer")
-            if answer.answer.version not in versions:
-                raise VersionMismatch(f"{self.name}: the agent chose version {answer.answer.version} of {mode}")
+                return self._opened(link, await link.next(), versions)
         except trio.TooSlowError:
-            link.close()
-            raise TimedOut(f"{self.name}: no answer to a request within {ANSWER_DEADLINE:g} s") from None
-        except EOFError:
-            link.close()
-            raise PeerBrokeProtocol(f"{self.name}: the agent closed the stream before its answer") from None
-        except VsockfwdError as error:
-            link.close()
-            raise error.within(self.name) from None
+            raise self._failed(link, None) from None
+        except (EOFError, VsockfwdError) as error:
+            raise self._failed(link, error) from None
         except BaseException:
             link.close()
             raise
+
+    def _opened(self, link: Link, answer: StreamEvent, versions: tuple[int, ...]) -> Opened:
+        """What the agent's answer brought. Raises PeerBrokeProtocol, VersionMismatch."""
+        if not isinstance(answer, Accepted):
+            raise PeerBrokeProtocol("the agent sent something else than its answer")
+        if answer.answer.version not in versions:
+            raise VersionMismatch(
+                f"the agent chose version {answer.answer.version}, of those that it was offered not one"
+            )
         self._links.add(link)
         self.opened += 1
         return Opened(link, answer.answer.reply)
+
+    def _failed(self, link: Link, error: VsockfwdError | EOFError | None) -> VsockfwdError:
+        """Close a link that was not opened; returns why, None standing for no answer in time."""
+        link.close()
+        if error is None:
+            return TimedOut(f"{self.name}: no answer to a request within {ANSWER_DEADLINE:g} s")
+        if isinstance(error, EOFError):
+            return PeerBrokeProtocol(f"{self.name}: the agent closed the stream before its answer")
+        return error.within(self.name)
 
     async def ping(self) -> float:
         """Seconds of one round trip over the control connection."""
@@ -295,6 +333,88 @@ class Session:
         if self._control is not None:
             self._control.leave(ShuttingDown("the client is done"))
         self._forget()
+
+
+class _Asking:
+    """A request for a stream at work without a task."""
+
+    __slots__ = ("_answered", "_asked", "_deadline", "_link", "_otherwise", "_relays", "_session", "_versions")
+
+    def __init__(
+        self,
+        session: Session,
+        asked: tuple[StreamMachine, bytes],
+        versions: tuple[int, ...],
+        relays: Relays,
+        answered: Callable[[Opened | VsockfwdError], None],
+        otherwise: Callable[[], None],
+    ) -> None:
+        self._session = session
+        self._asked = asked
+        self._versions = versions
+        self._relays = relays
+        self._answered = answered
+        self._otherwise = otherwise
+
+    def begin(self, stream: Stream) -> None:
+        """Ask, over a connection that was just dialled."""
+        machine, asking = self._asked
+        poll = self._relays.poll
+        self._link = Link(stream, machine, self._session.engine.buffers)
+        if not isinstance(stream, SocketStream):
+            self._give_up()
+            return
+        try:
+            poll.add(stream.sock, lambda _: self._heard(), ARRIVALS)
+            whole = stream.try_send(asking) == len(asking)
+        except OSError:
+            whole = False
+        if not whole:
+            poll.forget(stream.sock)
+            self._give_up()
+            return
+        self._link.abandoned = self._heard
+        self._session._links.add(self._link)
+        self._relays.waiting[self] = self._link.close
+        self._deadline = self._relays.answers.add(self._late)
+
+    def _give_up(self) -> None:
+        self._link.close()
+        self._otherwise()
+
+    def _heard(self) -> None:
+        sock = self._link.stream.sock
+        assert sock is not None
+        found: StreamEvent | VsockfwdError | EOFError
+        try:
+            while (event := self._link.try_next()) is None:
+                pass  # a receive each, of an answer that is small
+            found = event
+        except BlockingIOError:
+            self._relays.poll.change(sock, ARRIVALS)
+            return
+        except (EOFError, VsockfwdError) as error:
+            found = error
+        self._relays.answers.call_off(self._deadline)
+        del self._relays.waiting[self]
+        self._link.abandoned = None
+        if not isinstance(found, VsockfwdError | EOFError):
+            try:
+                self._answered(self._session._opened(self._link, found, self._versions))
+                return
+            except VsockfwdError as error:
+                found = error
+        self._relays.poll.forget(sock)
+        if isinstance(found, Gone):
+            self._give_up()
+        else:
+            self._answered(self._session._failed(self._link, found))
+
+    def _late(self) -> None:
+        assert self._link.stream.sock is not None
+        del self._relays.waiting[self]
+        self._relays.poll.forget(self._link.stream.sock)
+        self._answered(self._session._failed(self._link, None))
 
 
 class Opened:

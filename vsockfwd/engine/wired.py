@@ -26,6 +26,9 @@ EVENTS = 64
 SCRAP = 4096
 """Bytes at a time of what is read only to be thrown away."""
 
+GLANCE = SCRAP
+"""Bytes received to learn what comes next, where that is likely to be bulk that goes elsewhere."""
+
 E = TypeVar("E")
 E_co = TypeVar("E_co", covariant=True)
 
@@ -49,6 +52,7 @@ class Wire(Generic[E]):
         self.buffers = buffers
         self._pending: Iterator[E] = iter(())
         self._loan: memoryview | None = None
+        self._most = buffers.size
         self._reader: object = None
         self.abandoned: Callable[[], None] | None = None
         """Called when this is abandoned, just before it is closed: for a reader that is no task."""
@@ -133,8 +137,16 @@ class Wire(Generic[E]):
         """Receive once; no buffer is held while there is nothing to receive."""
         if self._loan is None:
             self._loan = self.buffers.borrow()
+        loan = self._loan
+        size = self._receive_into(loan[: self._most])
+        self._emptied = self.stream.empties and size < SCRAP
+        self._most = self.buffers.size
+        self._pending = self._receiver.events(loan[:size])
+
+    def _receive_into(self, buffer: memoryview) -> int:
+        """Receive once into a buffer, which may be the loan."""
         try:
-            size = self.stream.try_receive_into(self._loan)
+            size = self.stream.try_receive_into(buffer)
         except BlockingIOError:
             self.read_no_more()
             raise
@@ -145,9 +157,8 @@ class Wire(Generic[E]):
             self.read_no_more()
             self._receiver.receive_eof()
             raise self._finish(EOFError())
-        self._emptied = self.stream.empties and size < SCRAP
-        self._pending = self._receiver.events(self._loan[:size])
         self._rounds += 1
+        return size
 
     def read_no_more(self) -> None:
         """Give back the buffer; what was received and not yet taken is lost."""

@@ -1,1 +1,1 @@
-"""Built-in modes, written against plugin.py like anyone's: forward (raw and local), ping."""
+"""Built-in modes, written against plugin.py like anyone's: forward, ping, measure and its command perf."""

@@ -8,6 +8,7 @@ told, so that a cut never looks like an end.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Annotated, Literal, Unpack
 
@@ -27,9 +28,11 @@ from vsockfwd.plugin import (
     ForwardRule,
     Identity,
     Incoming,
+    Join,
     Listening,
     NotAllowed,
     Opened,
+    OpenedStream,
     Outcome,
     Relays,
     Resource,
@@ -73,17 +76,14 @@ def resources(arguments: bytes) -> tuple[Resource, ...]:
     return (Resource(Access.CONNECT, decode_arguments(arguments, Connect).connect),)
 
 
-async def serve(call: Call) -> None:
+def join(call: Call) -> Join:
     """Dial at once, so that a server that speaks first is heard; then carry."""
-    request = call.arguments(Connect)
-    neighbour = await call.connect(request.connect)
-    try:
-        channel = await call.accept(Connected(str(neighbour.peer)))
-    except BaseException:
-        neighbour.abort()
-        raise
-    outcome = await channel.relay(neighbour, dialled=True)
-    call.report(Closed(f"forward to {request.connect}", str(call.peer), outcome))
+    connect = call.arguments(Connect).connect
+
+    def ended(outcome: Outcome) -> None:
+        call.report(Closed(f"forward to {connect}", str(call.peer), outcome))
+
+    return Join(connect, lambda reached: Connected(str(reached)), ended)
 
 
 # --- the client's side
@@ -145,15 +145,6 @@ async def run_raw(work: Work, rule: RawRule) -> None:
 
     async with Relays(engine.buffers, engine.report, **work.carrying) as relays:
 
-        def begin(near: Stream, far: Stream, leave: Callable[[], None]) -> None:
-            peer = str(near.peer)
-
-            def ended(outcome: Outcome) -> None:
-                engine.report(Closed(name, peer, outcome))
-                leave()
-
-            relays.begin(near, far, ended)
-
         def at_once(near: Stream, leave: Callable[[], None]) -> bool:
             try:
                 far = engine.network.connect_now(connect)
@@ -165,18 +156,23 @@ async def run_raw(work: Work, rule: RawRule) -> None:
             if far is None:
                 return False
             engine.report(Opened(name, str(near.peer)))
-            begin(near, far, leave)
+            relays.waiting[near] = near.abort
+            relays.dialled(
+                far,
+                lambda stream: relays.begin(near, stream, closing(engine, name, near, leave)),
+                lambda: relays.serve(functools.partial(handle, opened=True), near, leave),
+            )
             return True
 
-        async def handle(near: Stream) -> None:
-            with taken(engine, name, near) as told:
+        async def handle(near: Stream, *, opened: bool = False) -> None:
+            with taken(engine, name, near, opened) as told:
                 source = await read_header(near) if rule.accept_proxy else near.peer
                 far = await engine.network.connect(connect)
                 if rule.proxy_protocol:
                     await send_header(far, source, connected_to(near))
                 over = trio.Event()
                 told.by_another = True
-                begin(near, far, over.set)
+                relays.begin(near, far, closing(engine, name, near, over.set))
                 await over.wait()
 
         headers = rule.accept_proxy or rule.proxy_protocol
@@ -185,19 +181,57 @@ async def run_raw(work: Work, rule: RawRule) -> None:
 
 async def run_local(work: Work, rule: LocalRule) -> None:
     """Carry every connection taken to the agent, which dials `connect`."""
-    connect = Connect(str(rule.connect.value))
+    engine, name, connect = work.engine, work.name, Connect(str(rule.connect.value))
     purpose = f"→ {rule.connect.value.bare()} through {rule.target}"
-    async with work.keeper(rule.target) as keeper:
+    async with (
+        work.keeper(rule.target) as keeper,
+        Relays(engine.buffers, engine.report, **work.carrying) as relays,
+    ):
 
-        async def handle(near: Stream) -> None:
-            with taken(work.engine, work.name, near) as told:
+        def at_once(near: Stream, leave: Callable[[], None]) -> bool:
+            def answered(answer: OpenedStream | VsockfwdError) -> None:
+                if isinstance(answer, VsockfwdError):
+                    del relays.waiting[near]
+                    with taken(engine, name, near, True):
+                        raise answer
+                    leave()
+                else:
+                    relays.join(answer.channel, near, closing(engine, name, near, leave))
+
+            def otherwise() -> None:
+                relays.serve(functools.partial(handle, opened=True), near, leave)
+
+            engine.report(Opened(name, str(near.peer)))
+            relays.waiting[near] = near.abort
+            if not keeper.session.begin(NAME, connect, relays, answered, otherwise):
+                otherwise()
+            return True
+
+        async def handle(near: Stream, *, opened: bool = False) -> None:
+            with taken(engine, name, near, opened) as told:
                 source = await read_header(near) if rule.accept_proxy else near.peer
-                opened = await keeper.session.open(NAME, connect)
+                far = await keeper.session.open(NAME, connect)
                 if rule.proxy_protocol:
-                    await opened.channel.send(header_for(near, source))
-                told.outcome = await opened.channel.relay(near, **work.carrying)
+                    await far.channel.send(header_for(near, source))
+                over = trio.Event()
+                told.by_another = True
+                relays.join(far.channel, near, closing(engine, name, near, over.set))
+                await over.wait()
 
-        await work.listen_and_serve(keeper, rule.when_down, rule.listen.value, purpose, handle)
+        headers = rule.accept_proxy or rule.proxy_protocol
+        await work.listen_and_serve(
+            keeper, rule.when_down, rule.listen.value, purpose, handle, None if headers else at_once
+        )
+
+
+def closing(engine: Engine, rule: str, near: Stream, leave: Callable[[], None]) -> Callable[[Outcome], None]:
+    """What reports a connection's end, and leaves."""
+
+    def ended(outcome: Outcome) -> None:
+        engine.report(Closed(rule, str(near.peer), outcome))
+        leave()
+
+    return ended
 
 
 async def run_remote(work: Work, rule: RemoteRule) -> None:
@@ -263,10 +297,16 @@ class _Told:
 
 
 @contextlib.contextmanager
-def connection(engine: Engine, rule: str, peer: Identity, refuse: Callable[[VsockfwdError], None]) -> Iterator[_Told]:
-    """Report a connection's begin and end. An error in between is its outcome, and `refuse` tells the peer."""
+def connection(
+    engine: Engine, rule: str, peer: Identity, refuse: Callable[[VsockfwdError], None], opened: bool = False
+) -> Iterator[_Told]:
+    """Report a connection's begin and end. An error in between is its outcome, and `refuse` tells the peer.
+
+    `opened`: its begin was reported already.
+    """
     told = _Told()
-    engine.report(Opened(rule, str(peer)))
+    if not opened:
+        engine.report(Opened(rule, str(peer)))
     try:
         yield told
     except VsockfwdError as error:
@@ -277,9 +317,9 @@ def connection(engine: Engine, rule: str, peer: Identity, refuse: Callable[[Vsoc
             engine.report(Closed(rule, str(peer), told.outcome))
 
 
-def taken(engine: Engine, rule: str, near: Stream) -> contextlib.AbstractContextManager[_Told]:
+def taken(engine: Engine, rule: str, near: Stream, opened: bool = False) -> contextlib.AbstractContextManager[_Told]:
     """`connection`, of a stream that was taken here: its refusal is a reset."""
-    return connection(engine, rule, near.peer, lambda _: near.abort())
+    return connection(engine, rule, near.peer, lambda _: near.abort(), opened)
 
 
 RAW = RuleKind("raw", RawRule, run_raw)

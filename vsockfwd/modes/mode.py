@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from vsockfwd.modes.dynamic import DYNAMIC
-from vsockfwd.modes.forward import LOCAL, NAME, RAW, REMOTE, resources, serve
+from vsockfwd.modes.forward import LOCAL, NAME, RAW, REMOTE, join, resources
 from vsockfwd.plugin import Mode
 
 MODE = Mode(
     NAME,
     "forwards connections, raw or through an agent",
-    serve=serve,
+    join=join,
     resources=resources,
     rules=(RAW, LOCAL, REMOTE, DYNAMIC),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from vsockfwd.plugin import SCHEMES, Address, AddressError, parse_stream
+from vsockfwd.plugin import SCHEMES, Address, AddressError, Word, parse_stream, split_spec
 
 
 def parse_forward(spec: str) -> tuple[Address, Address]:
@@ -17,14 +17,14 @@ def parse_forward(spec: str) -> tuple[Address, Address]:
     Beyond ssh: either end may be a whole address of this grammar, written in brackets as `[vsock:1:5000]`.
     Raises AddressError, which points at the character.
     """
-    words = _split(spec)
+    words = split_spec(spec)
     listen_words, connect_words = _divide(spec, words)
     return _end(spec, listen_words, listening=True), _end(spec, connect_words, listening=False)
 
 
 def parse_bind(spec: str) -> Address:
     """Read what stands behind `-D`: `[bind:]port`, a UNIX path, or an address in brackets. Raises AddressError."""
-    words = _split(spec)
+    words = split_spec(spec)
     if len(words) > 2:
         raise AddressError(
             "[bind:]port is due", text=spec, position=0, hint="or a UNIX path, or an address in brackets"
@@ -34,33 +34,10 @@ def parse_bind(spec: str) -> Address:
 
 def parse_connect(spec: str) -> Address:
     """Read what stands behind `-W`: `host:port`, a UNIX path, or an address in brackets. Raises AddressError."""
-    words = _split(spec)
+    words = split_spec(spec)
     if len(words) > 2 or (len(words) == 1 and not _whole(words[0])):
         raise AddressError("host:port is due", text=spec, position=0, hint="or a UNIX path, or an address in brackets")
     return _end(spec, words, listening=False)
-
-
-Word = tuple[str, int]
-
-
-def _split(spec: str) -> list[Word]:
-    """Cut at colons outside brackets; each word with its position."""
-    words: list[Word] = []
-    start, depth = 0, 0
-    for at, character in enumerate(spec):
-        if character == "[":
-            depth += 1
-        elif character == "]":
-            depth -= 1
-            if depth < 0:
-                raise AddressError("] without its [", text=spec, position=at)
-        elif character == ":" and not depth:
-            words.append((spec[start:at], start))
-            start = at + 1
-    if depth:
-        raise AddressError("[ without its ]", text=spec, position=spec.index("["))
-    words.append((spec[start:], start))
-    return words
 
 
 def _whole(word: Word) -> bool:

@@ -13,7 +13,7 @@ import errno
 import socket
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -204,16 +204,16 @@ class SocketStream(Stream):
         return self.sock.fileno() if self.features.splice_to else None
 
     async def wait_readable(self) -> None:
-        await trio.lowlevel.wait_readable(self._open())
+        self._check_open()
+        await trio.lowlevel.wait_readable(self.sock)
 
     async def wait_writable(self) -> None:
-        await trio.lowlevel.wait_writable(self._open())
+        self._check_open()
+        await trio.lowlevel.wait_writable(self.sock)
 
-    def _open(self) -> socket.socket:
-        """Raises what trio does where a socket is closed while it is waited for; over descriptor -1 it stumbles."""
+    def _check_open(self) -> None:
         if self.sock.fileno() < 0:
-            raise trio.ClosedResourceError
-        return self.sock
+            raise trio.ClosedResourceError(f"{self.name}: closed on this side")
 
     def shutdown_sending(self) -> None:
         try:
@@ -227,8 +227,8 @@ class SocketStream(Stream):
         close_socket(self.sock)
 
     def abort(self) -> None:
-        if self.features.reset and self.sock.fileno() >= 0:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+        if self.features.reset:
+            reset_at_close(self.sock)
         self.close()
 
 
@@ -305,11 +305,32 @@ class SocketListener(Listener):
 A = TypeVar("A", bound=Address)
 
 
+class Dial:
+    """A connection on its way: its socket has room when it has been answered, and `stream` makes it one."""
+
+    def __init__(self, sock: socket.socket, made: Callable[[], Stream]) -> None:
+        self.sock = sock
+        self._made = made
+
+    def stream(self) -> Stream:
+        """The stream, once there is room. Raises OSError, and closes it."""
+        try:
+            if number := self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise OSError(number, "connect failed")
+            return self._made()
+        except BaseException:
+            self.sock.close()
+            raise
+
+
 class Transport(ABC, Generic[A]):
     """One scheme: how its addresses are dialled and listened on."""
 
-    def connect_now(self, address: A) -> Stream | None:
-        """Open a stream where that takes no time; None where it takes some. Raises as `connect` does."""
+    def connect_now(self, address: A) -> Stream | Dial | None:
+        """Open a stream without a wait, or begin to; None where it takes more than that.
+
+        Raises as `connect` does. Where a Dial fails, `connect` may still succeed: it tries other ways too.
+        """
         return None
 
     async def connect(self, address: A, *, privileged: bool = False) -> Stream:
@@ -343,6 +364,12 @@ def close_socket(sock: socket.socket) -> None:
     if sock.fileno() >= 0:
         trio.lowlevel.notify_closing(sock)
         sock.close()
+
+
+def reset_at_close(sock: socket.socket) -> None:
+    """Have the neighbour of a TCP socket see a reset instead of an end, when it is closed."""
+    if sock.fileno() >= 0:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
 
 
 async def connect_socket(sock: socket.socket, sockaddr: Any, address: Address) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from vsockfwd.address import Address
 from vsockfwd.errors import UsageError
 from vsockfwd.transport.accepting import AcceptTransport
-from vsockfwd.transport.base import Listener, Stream, Transport
+from vsockfwd.transport.base import Dial, Listener, Stream, Transport
 from vsockfwd.transport.descriptor import FdTransport, StdioTransport
 from vsockfwd.transport.hybrid import HybridTransport
 from vsockfwd.transport.tcp import TcpTransport
@@ -25,8 +25,8 @@ class Network:
     def __init__(self, transports: Mapping[str, Transport[Any]]) -> None:
         self.transports = transports
 
-    def connect_now(self, address: Address) -> Stream | None:
-        """Open a stream where that takes no time; None where it takes some. Raises a VsockfwdError."""
+    def connect_now(self, address: Address) -> Stream | Dial | None:
+        """Open a stream without a wait, or begin to, where that can be. Raises a VsockfwdError."""
         return self._of(address).connect_now(address)
 
     async def connect(self, address: Address, *, privileged: bool = False) -> Stream:

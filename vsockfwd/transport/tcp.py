@@ -21,6 +21,7 @@ from vsockfwd.identity import NetworkPeer
 from vsockfwd.transport.base import (
     BACKLOG,
     CONNECT_TIMEOUT,
+    Dial,
     Features,
     SocketListener,
     SocketStream,
@@ -29,6 +30,7 @@ from vsockfwd.transport.base import (
     connect_failed,
     connect_socket,
     listen_failed,
+    reset_at_close,
 )
 
 FEATURES = Features(half_close=True, reset=True, splice_from=True)
@@ -37,6 +39,8 @@ KEEPALIVE = 300
 dead. A forward that runs for a year would else collect those who left without a word. 0 means never."""
 
 LOOPBACK = ("127.0.0.1", "::1")
+LOCALHOST = frozenset({"", "localhost"})
+"""Hosts that are loopback without a look-up: RFC 6761, 6.3."""
 
 
 def network_peer(sockaddr: Any) -> NetworkPeer:
@@ -79,11 +83,37 @@ class TcpListener(SocketListener):
 class TcpTransport(Transport[TcpAddress]):
     """`tcp:`"""
 
+    def connect_now(self, address: TcpAddress) -> Stream | Dial | None:
+        """Of loopback and literal addresses. What is refused over IPv4 may be there over IPv6: `connect` finds out."""
+        found = (socket.AF_INET, LOOPBACK[0]) if address.host in LOCALHOST else numeric(address.host)
+        if found is None or address.option("connect-timeout") is not None:
+            return None
+        family, host = found
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            _prepare(sock, address)
+            # The kernel answers for loopback before the first call is over, and says so at the second.
+            number = sock.connect_ex((host, address.port)) and sock.connect_ex((host, address.port))
+        except OSError:
+            sock.close()
+            return None
+        if number not in (0, errno.EISCONN, errno.EALREADY, errno.EINPROGRESS):
+            sock.close()
+            return None
+
+        def made() -> Stream:
+            return SocketStream(sock, FEATURES, NetworkPeer(host, address.port), address.bare())
+
+        return Dial(sock, made) if number in (errno.EALREADY, errno.EINPROGRESS) else made()
+
     async def connect(self, address: TcpAddress, *, privileged: bool = False) -> Stream:
         if address.host == "*":
             raise self.cannot("dialled at every host", address)
         try:
-            if not address.host:
+            if address.host in LOCALHOST:
                 return await self._connect_loopback(address)
             if found := numeric(address.host):
                 return await self._connect_literal(*found, address)
@@ -108,6 +138,7 @@ class TcpTransport(Transport[TcpAddress]):
             _prepare(sock, address)
             await connect_socket(sock, (host, address.port), address)
         except BaseException:
+            reset_at_close(sock)  # who was reached meanwhile must not take nothing at all for all there is
             sock.close()
             raise
         return SocketStream(sock, FEATURES, NetworkPeer(host, address.port), address.bare())

@@ -22,6 +22,7 @@ from vsockfwd.errors import CannotCreate, Refused, Unreachable, VsockfwdError
 from vsockfwd.identity import Identity, UnixPeer
 from vsockfwd.transport.base import (
     BACKLOG,
+    Dial,
     Features,
     SocketListener,
     SocketStream,
@@ -101,7 +102,10 @@ async def connect_unix(sockaddr: bytes, address: Address) -> socket.socket:
 @contextlib.contextmanager
 def _connecting(address: Address) -> Iterator[socket.socket]:
     """A socket to connect in the block; where that fails it is closed, and the kernel's reason is a VsockfwdError."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError as error:
+        raise connect_failed(error, address) from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         yield sock
@@ -173,7 +177,7 @@ class _Transport(Transport[A]):
     def sockaddr(self, address: A) -> bytes:
         """The name that the kernel is given."""
 
-    def connect_now(self, address: A) -> Stream | None:
+    def connect_now(self, address: A) -> Stream | Dial | None:
         sock = connect_unix_now(self.sockaddr(address), address)
         return None if sock is None else _stream(sock, address)
 
@@ -205,7 +209,10 @@ class AbstractTransport(_Transport[AbstractAddress]):
         return b"\0" + address.name
 
     async def listen(self, address: AbstractAddress) -> Sequence[UnixListener]:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            raise listen_unix_failed(error, address) from None
         try:
             sock.bind(self.sockaddr(address))
             sock.listen(address.option("backlog", BACKLOG))

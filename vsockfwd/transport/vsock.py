@@ -25,6 +25,7 @@ from vsockfwd.errors import Refused, TimedOut, TransportMissing, Unreachable, Vs
 from vsockfwd.identity import CID_ANY, CID_HOST, CID_LOCAL, VsockPeer, cid_text
 from vsockfwd.transport.base import (
     BACKLOG,
+    Dial,
     Features,
     SocketListener,
     SocketStream,
@@ -193,6 +194,26 @@ class VsockTransport(Transport[VsockAddress]):
 
     def supported(self) -> str | None:
         return why_unsupported()
+
+    def connect_now(self, address: VsockAddress) -> Stream | Dial | None:
+        """Begin; where a backlog is full, `connect` tries again."""
+        if address.cid == CID_ANY or address.option("connect-timeout") is not None:
+            return None
+        if address.cid == CID_LOCAL and why_no_loopback() is not None:
+            return None
+        try:
+            sock = _vsock(address)
+        except OSError:
+            return None
+        number = sock.connect_ex((address.cid, address.port))
+        if number not in (0, errno.EINPROGRESS):
+            sock.close()
+            return None
+
+        def made() -> Stream:
+            return VsockStream(sock, VsockPeer(address.cid, address.port), address.bare(), own_cid)
+
+        return Dial(sock, made) if number else made()
 
     async def connect(self, address: VsockAddress, *, privileged: bool = False) -> Stream:
         if address.cid == CID_ANY:

@@ -17,7 +17,6 @@ them; until then they are refused as out of place.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar
 
 import msgspec
@@ -68,66 +67,57 @@ _UP: dict[int, State] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Greeted:
+class Greeted(msgspec.Struct, frozen=True):
     """The peer's HELLO; its versions have been checked."""
 
     hello: Hello
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class Welcomed:
+class Welcomed(msgspec.Struct, frozen=True):
     """The client's side: READY."""
 
     ready: Ready
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """The client's side: ERROR, as the error it stands for."""
 
     error: VsockfwdError
 
 
-@dataclass(frozen=True, slots=True)
-class Pinged:
+class Pinged(msgspec.Struct, frozen=True):
     """Asked whether we live; `pong` with the same payload is the answer."""
 
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Ponged:
+class Ponged(msgspec.Struct, frozen=True):
     """The peer lives."""
 
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Farewell:
+class Farewell(msgspec.Struct, frozen=True):
     """The peer ends the session, for the reason in `error`."""
 
     error: VsockfwdError
 
 
-@dataclass(frozen=True, slots=True)
-class ListenAsked:
+class ListenAsked(msgspec.Struct, frozen=True):
     """The agent's side: a client wants to be listened for. Nothing of it has been believed yet."""
 
     request: Listen
 
 
-@dataclass(frozen=True, slots=True)
-class ListenGranted:
+class ListenGranted(msgspec.Struct, frozen=True):
     """The client's side: the agent listens. The addresses are fit for a terminal."""
 
     id: int
     bound: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Announced:
+class Announced(msgspec.Struct, frozen=True):
     """The client's side: a connection came in at a listener, and can be fetched with the ticket."""
 
     id: int
@@ -135,8 +125,7 @@ class Announced:
     peer: Identity
 
 
-@dataclass(frozen=True, slots=True)
-class Denied:
+class Denied(msgspec.Struct, frozen=True):
     """No to the connection with this ticket; or, without one, no more of the listener."""
 
     id: int

@@ -93,12 +93,15 @@ class FrameParser:
     """Bytes in, frames out: RawFrame values, and views of DATA payloads as they come.
 
     `limit` is the most bytes of payload a frame may announce; who drives the parser raises it once the peer is known.
+    It is for DATA and a mode's own frames: the core's others, which are stored until they are whole, stay within
+    HANDSHAKE_LIMIT. `plain`: nothing but DATA may come, so that nothing of a mode's frame is stored to be refused.
     """
 
-    __slots__ = ("_data_left", "_partial", "_skip_left", "limit")
+    __slots__ = ("_data_left", "_partial", "_skip_left", "limit", "plain")
 
     def __init__(self, limit: int = HANDSHAKE_LIMIT) -> None:
         self.limit = limit
+        self.plain = False
         self._data_left = 0
         self._skip_left = 0
         self._partial = bytearray()
@@ -107,6 +110,15 @@ class FrameParser:
     def between_frames(self) -> bool:
         """Whether the bytes so far end with a whole frame."""
         return not (self._data_left or self._skip_left or self._partial)
+
+    @property
+    def data_left(self) -> int:
+        """Bytes of the DATA frame in hand that are still to come."""
+        return self._data_left
+
+    def took(self, size: int) -> None:
+        """So many of those went elsewhere."""
+        self._data_left -= size
 
     def receive_data(self, data: memoryview) -> Iterator[RawFrame | memoryview]:
         """Yield what the bytes complete, in order. Raises PeerBrokeProtocol at the first offending header.
@@ -155,9 +167,14 @@ class FrameParser:
             raise PeerBrokeProtocol(f"the peer set unknown flags {flags:#04x} on {frame_name(kind)}")
         if kind not in _KNOWN and kind < FIRST_SKIPPED_TYPE:
             raise PeerBrokeProtocol(f"the peer sent a frame of the unassigned type {kind}")
-        if length > self.limit:
+        limit = self.limit
+        if kind < FIRST_MODE_TYPE and kind != _DATA:
+            limit = HANDSHAKE_LIMIT
+        elif self.plain and FIRST_MODE_TYPE <= kind < FIRST_SKIPPED_TYPE:
+            raise PeerBrokeProtocol(f"the peer sent {frame_name(kind)}, of a mode's own, into a plain stream")
+        if length > limit:
             raise PeerBrokeProtocol(
-                f"the peer announced {length} bytes of {frame_name(kind)}, where {self.limit} are the limit"
+                f"the peer announced {length} bytes of {frame_name(kind)}, where {limit} are the limit"
             )
         if code and kind not in _CODED and kind < FIRST_SKIPPED_TYPE:
             raise PeerBrokeProtocol(f"the peer put a code on {frame_name(kind)}, which has none")

@@ -151,6 +151,16 @@ class StreamMachine(Machine):
 
     # --- events
 
+    @property
+    def data_left(self) -> int:
+        """Bytes still to come of the DATA frame whose piece was the last event; nothing else comes before them."""
+        return self.parser.data_left
+
+    def took(self, size: int) -> None:
+        """So many of those were received past this machine."""
+        self.parser.took(size)
+        self.received += size
+
     def receive_data(self, data: Buffer) -> list[StreamEvent]:
         """Events of these bytes, in order. Views in them are good until the next call. Raises PeerBrokeProtocol."""
         return list(self.events(data))

@@ -209,8 +209,8 @@ async def test_a_sender_cannot_write_through_a_symlink_that_it_made(world: World
 async def test_a_sender_cannot_make_the_receiver_remember_without_end(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vsockfwd_copy.landing.WINDOW", 2)
-    monkeypatch.setattr("vsockfwd_copy.landing.DEPTH_LIMIT", 3)
+    monkeypatch.setattr("vsockfwd_copy.incoming.WINDOW", 2)
+    monkeypatch.setattr("vsockfwd_copy.folders.DEPTH_LIMIT", 3)
     for steps, why in (
         ([entries(enter(), *(large(b"%d" % number) for number in range(5)))], "without their data"),
         ([entries(*(enter(b"file" if not number else b"%d" % number) for number in range(5)))], "into each other"),
@@ -424,7 +424,7 @@ async def test_another_name_for_what_failed_or_is_on_its_way_is_no_trick(world: 
 async def test_a_sender_cannot_make_the_receiver_remember_links_without_end(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vsockfwd_copy.landing.LINKS_LIMIT", 3)
+    monkeypatch.setattr("vsockfwd_copy.links.LINKS_LIMIT", 3)
     files = [Small(b"%d" % number, 0o644, 0, b"x", digest_of(b"x"), linked=True) for number in range(5)]
     becomes(world, script([entries(enter(), *files, Leave())]))
     with pytest.raises(PeerBrokeProtocol, match="several names"):

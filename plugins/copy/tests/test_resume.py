@@ -496,6 +496,20 @@ async def test_what_others_put_in_the_place_of_a_part_is_neither_used_nor_in_the
 # --- nothing stale is left
 
 
+async def test_a_plain_copy_of_many_files_removes_what_was_left_of_the_last_of_them(world: World) -> None:
+    """Beyond a few files their directory is listed for it instead."""
+    names = [f"file-{number:02}" for number in range(20)]
+    for folder in (world.source("put") / "many", world.sink("put") / "many"):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text(str(folder))
+    there = world.sink("put") / "many"
+    for left in (part_of(there, names[-1]), journal_of(there, names[-1])):
+        left.write_text("half")
+    assert await world.carry("put", "many", "", recursive=True) == 0
+    assert sorted(os.listdir(there)) == names
+
+
 async def test_a_plain_copy_removes_what_an_interrupted_one_left(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     await ends.interrupt()
     assert (await ends.carry(resume=False)).totals.carried == PIECES * MIB

@@ -287,7 +287,7 @@ async def test_what_stood_there_and_is_changed_meanwhile_fails_the_file(
     assert sink.read_bytes() == bytes(len(BYTES)), "somebody else's bytes were touched"
 
 
-@pytest.mark.parametrize("where", ["os.preadv", "vsockfwd_copy.landing.Standing"])
+@pytest.mark.parametrize("where", ["os.preadv", "vsockfwd_copy.placing.Standing"])
 async def test_what_stands_there_and_cannot_be_read_is_replaced_by_the_whole(
     world: World, towards: str, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

@@ -15,16 +15,20 @@ from typing import Any
 import pytest
 
 from plugins.copy.tests.world import MIB, World, snapshot
+from tests.faults.injector import injected
 from vsockfwd.plugin import Code, Moved
 from vsockfwd_copy.arriving import Arriving
+from vsockfwd_copy.arriving import _open_ours as open_ours
 from vsockfwd_copy.asked import Expected
 from vsockfwd_copy.destination import resolve
 from vsockfwd_copy.directories import Directory, OpenDirectories
+from vsockfwd_copy.incoming import Arrivals
 from vsockfwd_copy.landing import Landing
 from vsockfwd_copy.messages import Chunk, Entries, GiveUp, Large, Lost, Piece, Range, Small, checksum, digest_of
 from vsockfwd_copy.options import LandOptions, SendOptions
 from vsockfwd_copy.reading import Reading
 from vsockfwd_copy.roots import Root
+from vsockfwd_copy.standing import Standing
 from vsockfwd_copy.walking import Tree
 
 NOBODY = 65534
@@ -179,7 +183,7 @@ def test_room_that_a_file_has_taken_is_not_counted_twice(tmp_path: Path) -> None
 async def test_a_disk_that_fills_up_meanwhile_is_clean_afterwards(
     world: World, towards: str, options: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Landing, "_reserve", lambda *_: 0)  # it was not plain before
+    monkeypatch.setattr(Arrivals, "_reserve", lambda *_: 0)  # it was not plain before
     (world.source(towards) / "big").write_bytes(os.urandom(4 * MIB))
     (world.source(towards) / "small").write_text("x")
     with small_disk(world.tmp / "disk", 2 * MIB) as disk:
@@ -191,6 +195,47 @@ async def test_a_disk_that_fills_up_meanwhile_is_clean_afterwards(
             assert (disk / "big").read_text() == "as it was"
         assert sorted(os.listdir(disk)) == ["big", "small"]
         assert (disk / "small").read_text() == "x"
+
+
+def _is_big(fd: int) -> bool:
+    return os.fstat(fd).st_size >= MIB
+
+
+LATE = {
+    "a quota at write": ("pwrite", errno.EDQUOT, "disk quota exceeded", lambda fd, data, at: len(data) >= MIB),
+    "no space at fsync": ("fsync", errno.ENOSPC, "no space left on device", _is_big),
+    "no space at rename": ("rename", errno.ENOSPC, "no space left on device", lambda old, new, **_: new == b"big"),
+}
+
+
+@pytest.mark.parametrize("case", LATE)
+@pytest.mark.parametrize("resume", [False, True])
+async def test_no_room_that_is_found_late_fails_one_file_and_harms_nothing(
+    world: World, case: str, resume: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File systems with delayed allocation, quotas or full directories find out at any of these calls."""
+    name, number, words, is_big = LATE[case]
+    real = getattr(os, name)
+    options = {"resume": resume, "fsync": name == "fsync"}
+
+    def fails(*arguments: Any, **named: Any) -> Any:
+        if is_big(*arguments, **named):
+            raise OSError(number, os.strerror(number))
+        return real(*arguments, **named) if name != "fsync" else None
+
+    (world.source("put") / "big").write_bytes(os.urandom(2 * MIB))
+    (world.source("put") / "small").write_text("x")
+    (world.sink("put") / "big").write_text("as it was")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, fails)
+        assert await world.carry("put", "big", "small", "", **options) == 23
+    (why,) = world.failures().values()
+    assert why.endswith(words)
+    assert (world.sink("put") / "big").read_text() == "as it was"
+    assert (world.sink("put") / "small").read_text() == "x"
+    assert sorted(os.listdir(world.sink("put"))) == ["big", "small"], "nothing is left to be resumed"
+    assert await world.carry("put", "big", "small", "", resume=resume) == 0
+    assert (world.sink("put") / "big").read_bytes() == (world.source("put") / "big").read_bytes()
 
 
 async def test_a_file_system_that_is_read_only_fails_each_file(world: World, towards: str) -> None:
@@ -394,3 +439,19 @@ async def test_a_tree_copied_into_itself_comes_to_an_end(world: World, monkeypat
     code = await world.cp(f"{tree}", "@tree/sub", recursive=True)
     assert code in (0, 23)
     assert snapshot(tree / "sub" / "tree")[b"file"] == snapshot(tree)[b"file"]
+
+
+def test_a_file_that_cannot_be_looked_at_is_closed_again(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    there = os.open(tmp_path, os.O_RDONLY)
+    before = os.listdir("/proc/self/fd")
+    attempts: tuple[Callable[[], Any], ...] = (
+        lambda: Standing(b"file", dir_fd=there),
+        lambda: open_ours(b"file", os.O_RDONLY, dir_fd=there),
+    )
+    for attempt in attempts:
+        with injected() as faults, pytest.raises(OSError, match="injected"):
+            faults.arm(1)
+            attempt()
+    assert os.listdir("/proc/self/fd") == before
+    os.close(there)

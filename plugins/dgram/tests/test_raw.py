@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+from pathlib import Path
 
 import pytest
 import trio
@@ -260,6 +261,17 @@ async def test_a_multicast_group_is_joined_and_its_senders_are_answered(world, t
             client.sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
             client.answer(b"anyone?", (GROUP, port))
             assert await client.get() == b"anyone?"
+
+
+@pytest.mark.parametrize("group", ["[ff02::4242]:0,interface=lo", "[ff02::4242%lo]:0"])
+async def test_an_ipv6_group_of_one_link_is_joined_there(world, group):
+    async with world.raw(f"udp:{group}", "udp:9"):
+        assert ["lo", "ff02" + "4242".rjust(28, "0")] in joined_groups(), world.near.problems()
+
+
+def joined_groups() -> list[list[str]]:
+    """The IPv6 groups that sockets of this machine have joined: interface and address."""
+    return [line.split()[1:3] for line in Path("/proc/net/igmp6").read_text().splitlines()]
 
 
 async def test_members_of_a_group_answer_by_their_own_addresses_and_are_heard(world):

@@ -22,6 +22,7 @@ from vsockfwd_dgram.rule import parse_spec
         ("0:udp:dns:53", "udp:0", "udp:dns:53"),
         ("udp:*:5353:udp:dns:53", "udp:*:5353", "udp:dns:53"),
         ("[udp:*:5353]:[udp:dns:53]", "udp:*:5353", "udp:dns:53"),
+        ("[udp:[::1]:5353]:[udp:[fe80::1]:53]", "udp:[::1]:5353", "udp:[fe80::1]:53"),
         ("514:/dev/log", "udp:514", "unix-dgram:/dev/log"),
         ("514:unix-dgram:/dev/log", "udp:514", "unix-dgram:/dev/log"),
         ("/run/a,b.sock:10.0.0.1:514", "unix-dgram:/run/a%2Cb.sock", "udp:10.0.0.1:514"),

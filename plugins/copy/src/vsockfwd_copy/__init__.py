@@ -8,8 +8,11 @@ permissions, patterns, asked   --chmod, globs and filters, --files-from: pure
 roots        where typed paths start and how they are opened; directories: descriptors downwards from there
 walking, reading   the sender's file system: what is there, and the bytes of one file
 destination  what a destination means: into a directory, or as a name
-landing      the receiver's file system; arriving: one file on its way to its name, with its journal;
-             standing: what is there already; attributes: owners, xattrs, ACLs, on either side
+landing      the receiver's file system: what is announced gets its place. It stands on ground (the place, what stands
+             there, the answers), folders (the directories), placing (one file's content and attributes), links (files
+             of several names) and incoming (files whose data comes later)
+arriving     one file on its way to its name, with its journal; standing: what is there already; attributes: owners,
+             xattrs, ACLs, on either side
 sending, receiving   the two ends of a copy over a channel, the same code in both directions
 passing, pouring     between two agents, and out of a pipe
 looking, removing    what is there, and taking it away

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from vsockfwd.plugin import (
     Code,
     FileDone,
@@ -52,8 +54,7 @@ class HasTitle(Protocol):
 Titled = bytes | HasTitle
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """What became of one entry: what it is called (asked only where it is told), and its size in bytes."""
 
     what: Titled

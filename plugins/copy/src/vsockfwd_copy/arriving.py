@@ -21,9 +21,10 @@ import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
+
+import msgspec
 
 from vsockfwd.plugin import CannotCreate, printable
 from vsockfwd_copy.attributes import NOTHING_LOST, Loss, Writer
@@ -51,8 +52,7 @@ _ATTEMPTS = 8
 """How often a part is opened that goes away under our eyes, since other copies of the same file end."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(msgspec.Struct, frozen=True):
     """What a file shall be like when it is complete. `size` is None for one that is as long as what was written."""
 
     size: int | None
@@ -454,11 +454,14 @@ def _open_ours(name: bytes, flags: int, *, dir_fd: int) -> int:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise CannotCreate(_foreign(name)) from None
         raise
-    found = os.fstat(fd)
-    if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and found.st_nlink <= 1:
-        return fd
-    os.close(fd)
-    raise CannotCreate(_foreign(name))
+    try:
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and found.st_nlink <= 1:
+            return fd
+        raise CannotCreate(_foreign(name))
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def _foreign(name: bytes) -> str:

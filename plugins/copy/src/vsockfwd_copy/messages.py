@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, final
 
 import msgspec
 import xxhash
@@ -116,7 +116,7 @@ class Resolved(msgspec.Struct, frozen=True):
 # --- announcements -------------------------------------------------------------------------------------------------
 
 
-class Failure(msgspec.Struct, frozen=True, array_like=True):
+class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Why one file is not there: the scope is this file, the copy goes on."""
 
     code: Annotated[int, msgspec.Meta(ge=1, le=0xFFFF)]
@@ -132,7 +132,7 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
         return from_code(self.code, f"{name}: {printable(self.text)}", errno=self.errno)
 
 
-class Owner(msgspec.Struct, frozen=True, array_like=True):
+class Owner(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Who owns a file: the numbers, and the names that they have where it comes from, as far as they have one."""
 
     uid: Id
@@ -141,13 +141,14 @@ class Owner(msgspec.Struct, frozen=True, array_like=True):
     group: AccountName = ""
 
 
-class Extra(msgspec.Struct, frozen=True, array_like=True):
+class Extra(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What is kept beside content, permissions and mtime, as far as it was asked for."""
 
     owner: Owner | None = None
     xattrs: list[tuple[Annotated[bytes, msgspec.Meta(max_length=255)], bytes]] = []
 
 
+@final
 class Enter(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """A directory; what follows is in it, until its Leave. An empty name at the top: the destination itself."""
 
@@ -157,11 +158,13 @@ class Enter(msgspec.Struct, frozen=True, array_like=True, tag=1):
     extra: Extra | None = None
 
 
+@final
 class Leave(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """The directory entered last is complete. The only entry without a number."""
 
 
-class Small(msgspec.Struct, frozen=True, array_like=True, tag=3):
+@final
+class Small(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
     """A file with its content and the digest of it. `linked`: a HardLink to it may come later."""
 
     name: Name
@@ -173,7 +176,8 @@ class Small(msgspec.Struct, frozen=True, array_like=True, tag=3):
     extra: Extra | None = None
 
 
-class Large(msgspec.Struct, frozen=True, array_like=True, tag=4):
+@final
+class Large(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
     """A file whose data goes out when the receiver has said which bytes it wants.
 
     `allocated` is what its data takes without the holes; `stamp` is the same as long as the file was not touched.
@@ -189,7 +193,8 @@ class Large(msgspec.Struct, frozen=True, array_like=True, tag=4):
     stamp: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
 
 
-class Symlink(msgspec.Struct, frozen=True, array_like=True, tag=5):
+@final
+class Symlink(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
     """A symbolic link, as such."""
 
     name: Name
@@ -198,13 +203,15 @@ class Symlink(msgspec.Struct, frozen=True, array_like=True, tag=5):
     extra: Extra | None = None
 
 
-class HardLink(msgspec.Struct, frozen=True, array_like=True, tag=7):
+@final
+class HardLink(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=7):
     """Another name for the file of that number, which said that it was `linked`."""
 
     name: Name
     file: Number
 
 
+@final
 class Flow(msgspec.Struct, frozen=True, array_like=True, tag=8):
     """A file whose size nobody knows before its end, such as a pipe's content."""
 
@@ -213,6 +220,7 @@ class Flow(msgspec.Struct, frozen=True, array_like=True, tag=8):
     mtime: Nanoseconds
 
 
+@final
 class Lost(msgspec.Struct, frozen=True, array_like=True, tag=6):
     """Something that the sender cannot or will not send, and why."""
 
@@ -223,7 +231,9 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag=6):
 Landed = Small | Large | Flow
 """What becomes a file."""
 
-Entry = Enter | Leave | Small | Large | Symlink | Lost | HardLink | Flow
+Numbered = Enter | Small | Large | Symlink | Lost | HardLink | Flow
+
+Entry = Numbered | Leave
 
 
 class Entries(msgspec.Struct, frozen=True, array_like=True):
@@ -275,7 +285,7 @@ class Same(msgspec.Struct, frozen=True, array_like=True):
     length: Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
 
 
-class Content(msgspec.Struct, frozen=True, array_like=True):
+class Content(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A whole small file that was announced without its content and is wanted. `same`: it is what the receiver has,
     by its digest, and is not sent."""
 
@@ -297,14 +307,14 @@ Piece = Chunk | Hole | Same | Finish | GiveUp
 # --- answers -------------------------------------------------------------------------------------------------------
 
 
-class Range(msgspec.Struct, frozen=True, array_like=True):
+class Range(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A part of a file."""
 
     offset: Size
     length: Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
 
 
-class Want(msgspec.Struct, frozen=True, array_like=True):
+class Want(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The bytes of a Large file that are wanted: ranges in rising order, at least one; of a Flow all, without a range.
 
     `compared`: Blocks will tell what stands there already, and what is the same need not be sent. Of a small file
@@ -346,7 +356,7 @@ class Done(IntEnum):
     """Something else stood there, and was not to be replaced."""
 
 
-class Result(msgspec.Struct, frozen=True, array_like=True):
+class Result(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What became of an entry: in its place, complete and verified, or the failure. Each gets exactly one.
 
     `lost` is an attributes.Loss: what could not be kept.

@@ -11,7 +11,7 @@ import os
 from vsockfwd.plugin import BadRequest, DataError, PeerBrokeProtocol, VerificationFailed, VsockfwdError
 from vsockfwd_copy.account import Outcome
 from vsockfwd_copy.asked import Expected
-from vsockfwd_copy.landing import Answers
+from vsockfwd_copy.ground import Answers
 from vsockfwd_copy.messages import (
     Chunk,
     Contents,

@@ -15,7 +15,7 @@ import trio
 
 from vsockfwd.plugin import Channel, Data, Ended, Frame, PeerBrokeProtocol, the_one
 from vsockfwd_copy.account import Account
-from vsockfwd_copy.landing import Answers
+from vsockfwd_copy.ground import Answers
 from vsockfwd_copy.messages import (
     CHUNK_LIMIT,
     FRAME_NEEDED,
@@ -143,14 +143,9 @@ class _Receiving:
     async def _collect(self, chunk: Chunk) -> _Job:
         """The data that follows a chunk's announcement, in a buffer of ours."""
         buffer = await self.buffers.receive()
-        filled = 0
-        while filled < chunk.length:
-            event = await self.channel.receive()
-            if not isinstance(event, Data) or len(event.view) > chunk.length - filled:
-                raise PeerBrokeProtocol("the sender announced a chunk of another length than it sent")
-            buffer[filled : filled + len(event.view)] = event.view
-            filled += len(event.view)
-        return _Job(chunk, data=buffer[:filled], buffer=buffer)
+        data = buffer[: chunk.length]
+        await self.channel.receive_into(data)
+        return _Job(chunk, data=data, buffer=buffer)
 
     # --- what is done with it
 

@@ -64,9 +64,12 @@ def _down(name: bytes, fd: int, levels: list[tuple[bytes, list[bytes], tuple[int
 
 def _up(fd: int, expected: tuple[int, int]) -> int:
     above = os.open(b"..", OPEN_BELOW, dir_fd=fd)
-    found = os.fstat(above)
-    if (found.st_dev, found.st_ino) != expected:
+    try:
+        found = os.fstat(above)
+        if (found.st_dev, found.st_ino) != expected:
+            raise DataError("was moved elsewhere while it was removed")
+    except BaseException:
         os.close(above)
-        raise DataError("was moved elsewhere while it was removed")
+        raise
     os.close(fd)
     return above

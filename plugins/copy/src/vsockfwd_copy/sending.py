@@ -7,10 +7,10 @@ wanted meanwhile, so that nothing waits for an answer but the end.
 
 from __future__ import annotations
 
-import dataclasses
 import mmap
 from collections import deque
 
+import msgspec
 import trio
 
 from vsockfwd.plugin import Channel, Data, Ended, PeerBrokeProtocol, VsockfwdError, the_one
@@ -173,11 +173,11 @@ class _Sending:
             entries.append(entry)
             if offer is None:
                 continue
-            if isinstance(entry, Small):
+            if type(entry) is Small:
                 self.account.carried += len(entry.content)
             files += offer.is_file
             size += offer.size
-            if isinstance(entry, Lost):  # it gets no answer
+            if type(entry) is Lost:  # it gets no answer
                 self.account.answered(Outcome(offer.source, failure=entry.failure))
             else:
                 self.offers[self.next] = offer
@@ -246,7 +246,7 @@ class _Sending:
                 pieces = await self._read(reading, buffer[: self.pace.piece])
                 await put.send((pieces, buffer))
                 if isinstance(reading, FlowReading) and want.file in self.offers:
-                    self.offers[want.file] = dataclasses.replace(offer, size=reading.size)
+                    self.offers[want.file] = msgspec.structs.replace(offer, size=reading.size)
         finally:
             reading.close()
 
@@ -270,8 +270,7 @@ class _Sending:
         for piece, data in outgoing:
             frames.append((_KINDS[type(piece)], encode(piece)))
             if data:
-                await self.channel.send_frames(*frames)
-                await self.channel.send(data)
+                await self.channel.send_frames(*frames, data=data)
                 self.account.carried += len(data)
                 await self.pace.sent(len(data))
                 frames.clear()

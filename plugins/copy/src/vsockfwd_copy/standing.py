@@ -17,10 +17,11 @@ from vsockfwd.plugin import DataError
 from vsockfwd_copy.messages import BLOCK, Blocks
 from vsockfwd_copy.walking import Identity
 
-SLICE = 32 << 20
-"""Bytes that are read at once, so that what has come meanwhile gets its turn."""
+SLICE = 1 << 20
+"""Bytes that are read at once: what fits a processor's cache is hashed there. Whole blocks."""
 
-BLOCKS_IN_A_FRAME = 4096
+SLICES = 32
+"""Slices in a row, so that what has come meanwhile gets its turn."""
 
 _FICLONE = 0x40049409
 """ioctl_ficlone(2)."""
@@ -34,12 +35,18 @@ class Standing:
     def __init__(self, name: bytes, *, dir_fd: int) -> None:
         """Raises OSError."""
         self.fd = os.open(name, _OPEN, dir_fd=dir_fd)
-        self.found = os.fstat(self.fd)
+        try:
+            self.found = os.fstat(self.fd)
+        except BaseException:
+            os.close(self.fd)
+            raise
         self._identity = Identity.of(self.found)
         self._compared = 0
         """Bytes that a sender is told of."""
         self._digests: dict[int, bytes] = {}
         """First block → the digests from there on; they go when `digests` has passed them."""
+        self._data = range(0)
+        """Where data was found last: to ask for its end again would have the kernel look at every page up to it."""
 
     def close(self) -> None:
         os.close(self.fd)
@@ -50,31 +57,26 @@ class Standing:
             raise DataError("what stood in its place was changed meanwhile")
 
     def told(self, number: int, size: int) -> Iterator[list[Blocks]]:
-        """Tell a sender's file of `size` bytes what stands here, a slice at a time. Raises OSError."""
+        """Tell a sender's file of `size` bytes what stands here, some slices at a time. Raises OSError."""
         end = self._compared = min(self.found.st_size, size)
+        buffer = memoryview(bytearray(min(SLICE, end)))
         at = 0
-        buffer = memoryview(bytearray(min(SLICE, max(end, 1))))
         while at < end:
-            start = self._next_data(at, end)
-            if start >= end:
-                break
-            size_read = os.preadv(self.fd, [buffer[: min(SLICE, end - start)]], start)
-            if not size_read:
-                break
-            yield list(self._digested(number, start // BLOCK, buffer[:size_read], last=start + size_read >= end))
-            at = start + (size_read if start + size_read >= end else size_read - size_read % BLOCK)
-            if size_read < BLOCK and at < end:
-                break  # it shrinks under our eyes: `check` will find out
+            some: list[Blocks] = []
+            while len(some) < SLICES and (at := self._next_data(at, end)) < end:
+                length = min(SLICE, end - at)
+                if os.preadv(self.fd, [buffer[:length]], at) < length:
+                    at = end  # it shrinks under our eyes: `check` will find out
+                    break
+                some.append(self._digested(number, at // BLOCK, buffer[:length]))
+                at += length
+            yield _joined(some)
         yield [Blocks(number, -(-end // BLOCK), b"")]
 
-    def _digested(self, number: int, first: int, data: memoryview, *, last: bool) -> Iterator[Blocks]:
+    def _digested(self, number: int, first: int, data: memoryview) -> Blocks:
         digest = xxhash.xxh3_128_digest
-        end = len(data) if last else len(data) - len(data) % BLOCK
-        digests = [digest(data[at : min(at + BLOCK, end)]) for at in range(0, end, BLOCK)]
-        for at in range(0, len(digests), BLOCKS_IN_A_FRAME):
-            joined = b"".join(digests[at : at + BLOCKS_IN_A_FRAME])
-            self._digests[first + at] = joined
-            yield Blocks(number, first + at, joined)
+        joined = self._digests[first] = b"".join([digest(data[at : at + BLOCK]) for at in range(0, len(data), BLOCK)])
+        return Blocks(number, first, joined)
 
     def _next_data(self, at: int, end: int) -> int:
         """Where data goes on, at the beginning of its block; `end` where there is none."""
@@ -124,11 +126,14 @@ class Standing:
         """Copy a range, holes left out. Raises OSError, DataError."""
         end = offset + length
         while offset < end:
-            start = min(self._data_at(offset, end), end)
-            if start >= end:
-                return
-            stop = min(os.lseek(self.fd, start, os.SEEK_HOLE), end)
-            self._copy_data(fd, start, stop)
+            if offset not in self._data:
+                start = self._data_at(offset, end)
+                if start >= end:
+                    return
+                self._data = range(start, os.lseek(self.fd, start, os.SEEK_HOLE))
+                offset = start
+            stop = min(self._data.stop, end)
+            self._copy_data(fd, offset, stop)
             offset = stop
 
     def _data_at(self, offset: int, end: int) -> int:
@@ -154,3 +159,15 @@ class Standing:
     def _copy_by_hand(self, fd: int, start: int, stop: int) -> int:
         data = os.pread(self.fd, min(stop - start, 1 << 20), start)
         return os.pwrite(fd, data, start) if data else 0
+
+
+def _joined(some: list[Blocks]) -> list[Blocks]:
+    """The same in fewer frames: those that follow each other as one."""
+    joined: list[Blocks] = []
+    for blocks in some:
+        last = joined[-1] if joined else None
+        if last is not None and last.first + len(last.digests) // 16 == blocks.first:
+            joined[-1] = Blocks(last.file, last.first, last.digests + blocks.digests)
+        else:
+            joined.append(blocks)
+    return joined

@@ -8,6 +8,8 @@
 Paths are str or bytes; relative ones start at the working directory here, and at the agent user's home there. What
 becomes of each file is told as events (`report`), and what it all came to is what a copy returns. `docs/copying.md` has
 an example that is run by a test.
+
+What one way of copying needs is imported by the first copy that goes it: half of a short command's time is its start.
 """
 
 from __future__ import annotations
@@ -38,19 +40,12 @@ from vsockfwd.plugin import (
 )
 from vsockfwd_copy.account import Account, Totals
 from vsockfwd_copy.asked import Expected, wanted
-from vsockfwd_copy.destination import resolve
-from vsockfwd_copy.landing import Landing
 from vsockfwd_copy.locations import STANDARD
 from vsockfwd_copy.looking import Seen, Space, Status
 from vsockfwd_copy.messages import Get, Kind, Look, Put, Request, Resolved, decode
 from vsockfwd_copy.options import Options, SendOptions
-from vsockfwd_copy.passing import pass_on
 from vsockfwd_copy.patterns import is_pattern
-from vsockfwd_copy.pouring import Pouring
-from vsockfwd_copy.receiving import receive
 from vsockfwd_copy.roots import Root
-from vsockfwd_copy.sending import send
-from vsockfwd_copy.walking import Tree
 
 MODE_NAME = "copy"
 
@@ -120,6 +115,9 @@ class Target:
         `below`: of the one source, a directory, these relative paths only. `stdin`: the descriptor that a source `-`
         stands for. Raises what nothing could be copied for; failures of single files are in what is returned.
         """
+        from vsockfwd_copy.sending import send
+        from vsockfwd_copy.walking import Tree
+
         paths = _paths(sources)
         request = Put(os.fsencode(destination), len(paths), options.landing())
         _check_room(request)
@@ -143,6 +141,10 @@ class Target:
         glob: bool = False,
     ) -> Copied:
         """Copy far files to a local destination. `glob`: a source that is not there may be a pattern. See `put`."""
+        from vsockfwd_copy.destination import resolve
+        from vsockfwd_copy.landing import Landing
+        from vsockfwd_copy.receiving import receive
+
         paths, typed = _paths(sources), os.fsencode(destination)
         landing = options.landing()
         place = await trio.to_thread.run_sync(
@@ -165,6 +167,9 @@ class Target:
         self, sources: Sequence[Path], fd: int, options: Options = DEFAULTS, *, glob: bool = False
     ) -> Copied:
         """Write the content of far files to a descriptor, one behind the other. See `get`."""
+        from vsockfwd_copy.pouring import Pouring
+        from vsockfwd_copy.receiving import receive
+
         account = self._account(f"copy from {self.session.name}", options)
         sending = options.sending(glob=glob)
         for asked in _requests(_paths(sources), [], sending):
@@ -184,6 +189,8 @@ class Target:
         glob: bool = False,
     ) -> Copied:
         """Copy this target's files to another target. See `put`."""
+        from vsockfwd_copy.passing import pass_on
+
         paths = _paths(sources)
         sending = options.sending(glob=glob)
         put = Put(os.fsencode(destination), _count(paths, glob), options.landing())

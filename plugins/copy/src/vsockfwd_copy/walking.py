@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+import msgspec
+
 from vsockfwd.plugin import BadRequest, DataError, VsockfwdError
 from vsockfwd_copy.asked import Wanted, wanted
 from vsockfwd_copy.attributes import Reader
@@ -71,8 +73,7 @@ _TYPES = {stat.S_IFDIR: _Type.DIRECTORY, stat.S_IFREG: _Type.FILE, stat.S_IFLNK:
 Listing = Iterator[tuple[bytes, _Type]]
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True):
     """What a file was, as far as the kernel tells: another inode, size or mtime is another content."""
 
     device: int
@@ -85,8 +86,7 @@ class Identity:
         return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """Where something is: a name inside a directory, or a path that a person typed, whose symlinks are followed.
 
     `word` is what a person calls it: the name, or what was typed. `follow`: a symlink of that name is followed.
@@ -102,8 +102,7 @@ class Source:
         return self.word if self.directory is None else self.directory.title_of(self.word)
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(msgspec.Struct, frozen=True):
     """A numbered entry as its sender remembers it until it is answered: a Large file has an identity, a Flow a
     descriptor."""
 
@@ -165,11 +164,11 @@ class Tree:
             weight += ENTRY_WEIGHT
             if item[1] is not None:
                 self._next += 1
-            if isinstance(entry, Small):
+            if type(entry) is Small:
                 weight += len(entry.content)
-            elif isinstance(entry, Symlink):
+            elif type(entry) is Symlink:
                 weight += len(entry.target)
-            elif isinstance(entry, Lost):
+            elif type(entry) is Lost:
                 weight += len(entry.failure.text)
             if self._extra and isinstance(entry, Small | Large | Enter) and entry.extra is not None:
                 weight += sum(len(name) + len(value) for name, value in entry.extra.xattrs)
@@ -425,7 +424,7 @@ class Tree:
         identity = Identity.of(found)
         size = found.st_size
         if size > SMALL_LIMIT or (size and self._options.bare):
-            stamp = stamp_of(_STAMP.pack(found.st_dev, found.st_ino, size, found.st_mtime_ns, found.st_ctime_ns))
+            stamp = _stamp(found) if size > SMALL_LIMIT else b""  # a small one is never resumed
             allocated = min(size, found.st_blocks * 512)
             self._remember(linked, found)
             large = Large(name, mode, found.st_mtime_ns, size, linked, extra, allocated, stamp)
@@ -443,6 +442,11 @@ class Tree:
     def _remember(self, linked: bool, found: os.stat_result) -> None:
         if linked:
             self._links[found.st_dev, found.st_ino] = self._next
+
+
+def _stamp(found: os.stat_result) -> bytes:
+    """The same as long as a file was not touched."""
+    return stamp_of(_STAMP.pack(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
 
 
 def _lost(source: Source, name: bytes, error: OSError | VsockfwdError) -> Item:
@@ -466,7 +470,7 @@ def _type_of(entry: os.DirEntry[str]) -> _Type:
 
 def _read_all(fd: int, size: int) -> bytes:
     """A small file's content. What /proc and /sys say of sizes is not to be believed: the end is where it is."""
-    content = os.read(fd, SMALL_LIMIT + 1)
+    content = os.read(fd, size + 1)
     if len(content) != size:
         while len(content) <= SMALL_LIMIT and (more := os.read(fd, SMALL_LIMIT + 1 - len(content))):
             content += more

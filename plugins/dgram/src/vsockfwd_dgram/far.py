@@ -26,7 +26,7 @@ from vsockfwd.plugin import (
     VsockfwdError,
     printable,
 )
-from vsockfwd_dgram.batch import NOT_TOGETHER, segments
+from vsockfwd_dgram.batch import NOT_TOGETHER, Batch, segments
 from vsockfwd_dgram.carrier import Carriage, Carrier
 from vsockfwd_dgram.frames import FLOWS_LIMIT
 from vsockfwd_dgram.sockets import CountingPoll, End, Place, connect, places
@@ -86,6 +86,26 @@ class Leg(End):
         elif not self.answered and len(self._legs.places) > 1:
             self.turn += 1
             self.connect()
+
+    # --- receiving
+
+    def heard(self, batch: Batch) -> bool:
+        """Receive a batch; False where there was none, or an error instead, which is counted."""
+        if self.sock is None:
+            return False
+        try:
+            batch.receive(self.sock)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._legs.failed(error, self.refused())
+            with contextlib.suppress(OSError):  # the next datagram tries again, and tells
+                self.next_turn()
+            return False
+        if batch.late is not None:
+            self._legs.failed(batch.late)
+        self.answered = True
+        return True
 
     # --- sending
 
@@ -220,22 +240,8 @@ class Far(Carrier[Carriage]):
 
     def drain(self, leg: Leg) -> None:
         """A leg's socket has something to tell."""
-        if leg.sock is None:
-            return
-        batch = self.batch
-        try:
-            batch.receive(leg.sock)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self.failed(error, leg.refused())
-            with contextlib.suppress(OSError):  # the next datagram tries again, and tells
-                leg.next_turn()
-            return
-        if batch.late is not None:
-            self.failed(batch.late)
-        leg.answered = True
-        self.take(itertools.repeat(leg.flow), trio.current_time())
+        if leg.heard(self.batch):
+            self.take(itertools.repeat(leg.flow), trio.current_time())
 
 
 def leg_of(flow: Carriage) -> Leg:

@@ -59,13 +59,7 @@ class Near(Carrier[Source]):
         if not self.arrived(bound.sock):
             return
         now, known = trio.current_time(), sources.get
-        flows = []
-        for way in bound.ways(batch):
-            flow = known(way)
-            if flow is None:
-                flow = self._new(bound, sources, way, now)
-            flows.append(flow)
-        self.take(flows, now)
+        self.take([known(way) or self._new(bound, sources, way, now) for way in bound.ways(batch)], now)
 
     def _new(self, bound: Bound, sources: dict[Way, Source], way: Way, now: float) -> Source:
         self.make_room()

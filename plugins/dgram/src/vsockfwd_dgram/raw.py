@@ -151,21 +151,8 @@ class Raw(Flows[Joint]):
 
     def drain(self, leg: Leg) -> None:
         """A leg's socket has something to tell."""
-        if leg.sock is None:
-            return
-        try:
-            self.batch.receive(leg.sock)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self.failed(error, leg.refused())
-            with contextlib.suppress(OSError):  # the next datagram tries again, and tells
-                leg.next_turn()
-            return
-        if self.batch.late is not None:
-            self.failed(self.batch.late)
-        leg.answered = True
-        self._pass_whole(leg.flow, leg.flow.ends[0], len(self.batch.sizes))
+        if leg.heard(self.batch):
+            self._pass_whole(leg.flow, leg.flow.ends[0], len(self.batch.sizes))
 
     def _pass_whole(self, flow: Joint, end: End, count: int) -> None:
         """Pass on the first datagrams of the batch, all of one flow."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Self
 
-from vsockfwd.plugin import HERE, Address, AddressError, Admitted, Rule, UdpAddress, Written, parse
+from vsockfwd.plugin import HERE, Address, AddressError, Admitted, Rule, UdpAddress, Written, parse, split_spec
 from vsockfwd_dgram.frames import Flows, Idle
 
 IDLE = 120.0
@@ -131,39 +131,21 @@ _HINT = "[bind:]port:host:hostport; either end may be udp:…, unix-dgram:PATH o
 
 def parse_spec(spec: str) -> tuple[DatagramEnd, Destination]:
     """Read what stands behind `-L` or `-R`: where to listen, where to send. Raises AddressError with the character."""
-    cuts = _cuts(spec)
-    words = [spec[a + 1 : b] for a, b in zip([-1, *cuts], [*cuts, len(spec)], strict=True)]
-    if len(words) > 3 and words[-3] == "udp":
+    words = split_spec(spec)
+    texts = [text for text, _ in words]
+    if len(texts) > 3 and texts[-3] == "udp":
         far = 3
-    elif words[-1].startswith(("/", "[")) and words[-2:-1] != ["unix-dgram"]:
+    elif texts[-1].startswith(("/", "[")) and texts[-2:-1] != ["unix-dgram"]:
         far = 1
     else:
         far = 2
     if len(words) <= far:
         raise AddressError("not a forward", text=spec, position=0, hint=_HINT)
-    cut = cuts[-far]
-    connect = _end(spec, cut + 1, len(spec))
+    at = words[-far][1]
+    connect = _end(spec, at, len(spec))
     if _is_many(connect):
-        raise AddressError(_SENT_TO, text=spec, position=cut + 1, hint=_HINT)
-    return DatagramEnd(_end(spec, 0, cut, listening=True)), Destination(connect)
-
-
-def _cuts(spec: str) -> list[int]:
-    """Where the colons outside brackets stand."""
-    cuts = []
-    opened = -1
-    for at, character in enumerate(spec):
-        if character == "[" and opened < 0:
-            opened = at
-        elif character == "]":
-            if opened < 0:
-                raise AddressError("] without its [", text=spec, position=at)
-            opened = -1
-        elif character == ":" and opened < 0:
-            cuts.append(at)
-    if opened >= 0:
-        raise AddressError("[ without its ]", text=spec, position=opened)
-    return cuts
+        raise AddressError(_SENT_TO, text=spec, position=at, hint=_HINT)
+    return DatagramEnd(_end(spec, 0, at - 1, listening=True)), Destination(connect)
 
 
 def _end(spec: str, start: int, end: int, *, listening: bool = False) -> Address:

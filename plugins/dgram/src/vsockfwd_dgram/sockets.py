@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import ipaddress
 import os
 import select
@@ -132,6 +133,7 @@ def connect(place: Place, interface: str = "") -> tuple[socket.socket, Any]:
     return sock, None
 
 
+@functools.lru_cache(maxsize=64)  # each new flow asks
 def is_group(place: Place) -> bool:
     """Whether a place is a multicast group."""
     family, sockaddr = place
@@ -310,6 +312,8 @@ def _bind(family: socket.AddressFamily, sockaddr: Any, address: UdpAddress) -> B
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if group:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # each member of a group hears all of it
+            if interface and family == socket.AF_INET6:
+                sockaddr = (*sockaddr[:3], socket.if_nametoindex(interface))  # a group of one link is bound to it
         sock.bind(sockaddr)
         if group:
             _join(sock, (family, sockaddr), interface)

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -71,6 +71,7 @@ from vsockfwd_relay.streams import (
 )
 
 Show = Callable[[memoryview], None]
+Handler = Callable[[Stream], Awaitable[None]]
 AtOnce = Callable[[Stream, Callable[[], None]], bool]
 
 _SHAPES = {"cr", "crnl", "escape", "ignoreeof", "readbytes", "shut-close", "shut-down", "shut-none"}
@@ -275,10 +276,10 @@ class _Relaying:
             held(first.option("waitlock"), wait=True),
             Relays(self.engine.buffers, self.engine.report, idle=plan.idle) as relays,
         ):
-            at_once = self._at_once(relays, first) if plain else None
+            at_once = self._at_once(relays, first, handle) if plain else None
             await serve_listeners(listeners, handle, self.engine.report, gate, at_once)
 
-    def _at_once(self, relays: Relays, first: Specification) -> AtOnce | None:
+    def _at_once(self, relays: Relays, first: Specification, handle: Handler) -> AtOnce | None:
         """How a connection is served without a task of its own, where there is nothing to wait for."""
         second, engine = self.plan.second, self.engine
         if (
@@ -294,7 +295,11 @@ class _Relaying:
             far = engine.network.connect_now(second.subject)
             if far is None:
                 return False
-            self._begin(relays, near, far, leave)
+            relays.dialled(
+                far,
+                lambda stream: self._begin(relays, near, stream, leave),
+                lambda: relays.serve(handle, near, leave),
+            )
             return True
 
         return at_once
