@@ -112,7 +112,6 @@ CASES: dict[str, Case] = {
         "TCP → vsock → TCP inside a virtual machine of the rig",
         rig.measure, ("socat", "QEMU"), (100, 20), aimed_at=True, missing=rig.missing,
     ),
-    "perf": Case("`vsockfwd perf` beside a plain loop", written(perf.main), (), (2, 22)),
     "relay": Case("`vsockfwd relay`, pair by pair, against socat", written(relay.main), ("socat",), (5, 110), most=3),
     "copy": Case(
         "copies against rsync, scp and socat", written(copy.main), ("rsync", "OpenSSH", "socat"), (30, 60), most=3
