@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.peers import need
+from vsockfwd.cli.commands import group
 from vsockfwd.cli.main import main
 from vsockfwd.discovery import command_names
 from vsockfwd.errors import Code, from_code
@@ -70,3 +71,28 @@ def test_a_commands_own_manual_page_has_every_option_and_renders_without_a_warni
     assert options
     text = page.read_text()
     assert {option for option in options if f"Fl Fl {option[2:]}" not in text} == set()
+
+
+def test_every_test_that_the_pages_name_is_there():
+    """A table of attacks, or of faults, is worth what its tests are."""
+    for page in PAGES:
+        for file, name in re.findall(r"`([a-z_/]+\.py)::(\w+)`", page.read_text()):
+            assert f"def {name}(" in (ROOT / file).read_text(), f"{page.name}: {file}::{name}"
+
+
+@pytest.mark.parametrize("command", ["serve", "keygen", "policy"])
+def test_the_manual_page_of_a_command_has_every_option_and_renders_without_a_warning(command: str):
+    page = ROOT / f"man/vsockfwd-{command}.1"
+    lint = subprocess.run([need("mandoc"), "-T", "lint", "-W", "warning", str(page)], capture_output=True, text=True)
+    assert lint.returncode == 0, lint.stdout
+    shown = group().get_command(None, command)
+    options = {word for parameter in shown.params for word in parameter.opts if word.startswith("--")}
+    assert "--json" in options
+    text = page.read_text()
+    assert {option for option in options if f"Fl Fl {option[2:]}" not in text} == set()
+
+
+def test_the_manual_page_on_security_renders_without_a_warning():
+    page = ROOT / "man/vsockfwd-security.7"
+    lint = subprocess.run([need("mandoc"), "-T", "lint", "-W", "warning", str(page)], capture_output=True, text=True)
+    assert lint.returncode == 0, lint.stdout
