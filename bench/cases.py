@@ -112,7 +112,7 @@ CASES: dict[str, Case] = {
         "TCP → vsock → TCP inside a virtual machine of the rig",
         rig.measure, ("socat", "QEMU"), (100, 20), aimed_at=True, missing=rig.missing,
     ),
-    "relay": Case("`vsockfwd relay`, pair by pair, against socat", written(relay.main), ("socat",), (5, 55), most=3),
+    "relay": Case("`vsockfwd relay`, pair by pair, against socat", written(relay.main), ("socat",), (5, 110), most=3),
     "copy": Case(
         "copies against rsync, scp and socat", written(copy.main), ("rsync", "OpenSSH", "socat"), (30, 60), most=3
     ),
@@ -139,6 +139,7 @@ def setting(programs: tuple[str, ...]) -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),
+        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
         "commit": _commit(),
         "versions": {name: _short(version(*VERSIONS[name])) for name in programs},
     }

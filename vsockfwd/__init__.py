@@ -18,7 +18,7 @@ To change …                                                     open …
   how a kind of socket is dialled, listened on or identified      transport/: one file a scheme, base.py is the seam
   … in TLS                                                        transport/tls.py
   how fast bytes move, how an end or a cut is passed on           engine/pump.py, engine/relay.py (plain streams)
-  … without a task for each                                       engine/poll.py
+  … without a task for each; alone in a process                   engine/poll.py; engine/alone.py
   … and between two vsockfwd peers                                engine/link.py, control_link.py, on wired.py
   logging in, staying alive                                       engine/session.py (client), engine/agent.py (server)
   listening at the agent's for a client                           engine/listening.py (agent's), incoming.py (client's)

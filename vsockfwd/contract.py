@@ -112,6 +112,13 @@ class Channel(Protocol):
         """
         ...
 
+    def try_send_frames(self, *frames: tuple[int, bytes | bytearray | memoryview]) -> bool:
+        """The same for a callback, which cannot wait; not while `send_frames` is under way.
+
+        False: some of it is left over, and goes before what the next `send_frames` sends, be that nothing.
+        """
+        ...
+
     async def send_end(self) -> None:
         """This direction is complete."""
         ...

@@ -287,13 +287,13 @@ class _Back:
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._take, nursery.cancel_scope)
+            nursery.start_soon(self._take)
             await self._up.run()
             if self.moved == self._up.moved:
                 nursery.cancel_scope.cancel()  # it waits for what will not come
         self.ended = trio.current_time()
 
-    async def _take(self, scope: trio.CancelScope) -> None:
+    async def _take(self) -> None:
         while not self._up.ended or self.moved < self._up.moved:
             view = await self._way.receive()
             if view is None:

@@ -31,6 +31,9 @@ BACKLOG = 4096
 
 RECEIVE_SIZE = 1 << 16
 
+NEVER = -1
+"""What `source_to_poll` says of a stream that nothing ever comes from."""
+
 
 @dataclass(frozen=True, slots=True)
 class Features:
@@ -85,6 +88,15 @@ class Stream(trio.abc.HalfCloseableStream):
 
     def splice_sink(self) -> int | None:
         """A descriptor to splice into instead of a send; None where there is none."""
+        return None
+
+    def source_to_poll(self) -> int | None:
+        """The descriptor that epoll(7) calls readable when a receive may succeed; NEVER where none will, None where it
+        takes more than that to know."""
+        return None
+
+    def sink_to_poll(self) -> int | None:
+        """The descriptor that epoll(7) calls writable when a send may succeed; NEVER where each does, None as above."""
         return None
 
     @abstractmethod
@@ -207,6 +219,12 @@ class SocketStream(Stream):
 
     def splice_sink(self) -> int | None:
         return self.sock.fileno() if self.features.splice_to else None
+
+    def source_to_poll(self) -> int | None:
+        return self.sock.fileno()
+
+    def sink_to_poll(self) -> int | None:
+        return self.sock.fileno()
 
     async def wait_readable(self) -> None:
         self._check_open()
