@@ -14,10 +14,11 @@ import trio
 
 from tests.engine.test_session_and_agent import ECHO, Question
 from tests.engine.world import World
-from vsockfwd.address import TcpAddress, parse
+from vsockfwd.address import TcpAddress, parse, parse_target
 from vsockfwd.allow import Allow, Named, Place
 from vsockfwd.contract import Mode
 from vsockfwd.engine.agent import Agent
+from vsockfwd.engine.keys import create_key
 from vsockfwd.engine.quota import Quota
 from vsockfwd.engine.server import Gate
 from vsockfwd.engine.session import open_session
@@ -193,6 +194,18 @@ async def test_a_stream_without_a_task_is_held_to_the_policy_as_any_other(world:
                 await connect(world, address)
     async with serving(world, Policy(own_uid=os.geteuid(), modes=("copy",)), tmp_path):
         with pytest.raises(NotAllowed, match="the mode forward is not for"):
+            await connect(world, f"tcp:{server}")
+
+
+async def test_a_keys_own_rights_hold_for_its_streams_wherever_they_come_from(
+    world: World, server: int, tmp_path: Path
+):
+    """A stream shows a token; whose it is, its session knows."""
+    key = create_key(f"{tmp_path}/web.key", "web")
+    entry = Allow(who=(Named.read("key:web"),), connect=(Place.read("tcp:1"),))
+    world.target = parse_target(f"unix:{tmp_path}/agent.sock,auth-key={tmp_path}/web.key")
+    async with world.agent(policy=Policy(own_uid=1, keyed=True, allow=(entry,)), keys=(key,)):
+        with pytest.raises(NotAllowed, match=r"key web .* may connect to"):
             await connect(world, f"tcp:{server}")
 
 

@@ -80,7 +80,8 @@ async def _places(call: Call, address: Address) -> list[Place]:
     found = await places(address)
     if not isinstance(address, UdpAddress) or address.host in ("", "*"):
         return found
-    allowed, refusal = [], None
+    allowed: list[Place] = []
+    refusal: NotAllowed | None = None
     for family, sockaddr in found:
         literal = UdpAddress(sockaddr[0].partition("%")[0], address.port)
         try:
