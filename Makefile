@@ -6,7 +6,7 @@ DISTS  := . plugins/relay plugins/copy plugins/dgram
 META   := pyproject.toml $(wildcard plugins/*/pyproject.toml) constraints.txt dev-constraints.txt
 PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip --quiet
 
-.PHONY: demo test check audit format bench fuzz faults vm-test vm-install constraints completions pages clean
+.PHONY: demo test check audit format bench fuzz faults dist pyz dist-check vm-test vm-install constraints completions pages clean
 
 demo: $(VENV)/.run
 	$(BIN)/vsockfwd demo
@@ -37,6 +37,18 @@ fuzz: $(VENV)/.dev
 
 faults: $(VENV)/.dev
 	$(BIN)/python -m bench.faults
+
+# Wheels of the core and the plugins, manual pages and completions in the core's, and the single file for guests.
+dist: $(VENV)/.run pyz
+	$(PIP) wheel --no-deps --no-build-isolation --no-index -w dist $(addprefix ./,$(DISTS))
+
+pyz: $(VENV)/.run
+	mkdir -p dist
+	$(BIN)/python -X no_debug_ranges packaging/pyz/build.py dist/vsockfwd.pyz
+
+# What takes whole seconds: the wheels in a fresh environment, the single file, ssh from another machine.
+dist-check: $(VENV)/.dev dist
+	$(BIN)/python -m pytest -n 2 -m dist tests plugins
 
 vm-install:
 	tests/vm/install.sh
@@ -70,6 +82,7 @@ completions: $(VENV)/.dev
 
 pages: $(VENV)/.dev
 	$(BIN)/python packaging/relay_pages.py
+	$(BIN)/python packaging/man_pages.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import copy, dgram, growth, relay, requests, rig, streams
+from bench import copy, dgram, growth, perf, relay, requests, rig, streams
 from bench.harness import Command, recorded, version
 from bench.results import Figures, Key, Record
 
@@ -116,6 +116,7 @@ CASES: dict[str, Case] = {
     "copy": Case(
         "copies against rsync, scp and socat", written(copy.main), ("rsync", "OpenSSH", "socat"), (30, 60), most=3
     ),
+    "perf": Case("`vsockfwd perf` against a plain loop of sends and receives", written(perf.main), (), (3, 22)),
     "datagrams": Case("datagrams against socat", written(dgram.main), ("socat", "iperf3"), (5, 50), most=3),
 }  # fmt: skip
 

@@ -5,13 +5,14 @@ A test holds both to the tables, and the tables to the names of socat's manual.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from vsockfwd_relay.absent import ABSENT_FLAGS, ABSENT_OPTIONS, ABSENT_TYPES
 from vsockfwd_relay.command import FLAGS
 from vsockfwd_relay.options import OPTIONS, Group
 from vsockfwd_relay.table import TYPES
+
+from mdoc import escaped, plain  # isort: skip # beside this file
 
 ROOT = Path(__file__).parent.parent
 SOCAT, MANUAL = ROOT / "docs/socat.md", ROOT / "man/vsockfwd-relay.1"
@@ -115,12 +116,6 @@ def socat() -> str:
 # --- the manual page ----------------------------------------------------------------------------------------------
 
 
-def _mdoc(text: str) -> str:
-    """Text that mdoc(7) takes as it is."""
-    text = text.replace("\\", "\\e").replace("…", "...").replace("–", "\\(en")
-    return re.sub(r"^([.'])", r"\\&\1", text)
-
-
 def manual() -> str:
     """man/vsockfwd-relay.1"""
     lines = [
@@ -154,22 +149,20 @@ def manual() -> str:
         ".Bl -tag -width Ds",
     ]
     for flag, meaning in FLAGS:
-        lines += [f".It {_flag(flag)}", _mdoc(meaning)]
+        lines += [f".It {_flag(flag)}", *plain(meaning)]
     lines += [".El", ".Sh ADDRESS TYPES", ".Bl -tag -width Ds"]
     for row in TYPES:
-        lines += [f".It Cm {_mdoc(row.form)}", _mdoc(row.meaning[0].upper() + row.meaning[1:]) + "."]
+        lines += [f".It Cm {escaped(row.form)}", *plain(row.meaning[0].upper() + row.meaning[1:] + ".")]
         if row.names[1:]:
-            lines += [f"Also {_mdoc(', '.join(row.names[1:]))}."]
-        lines += [f"Options: {_mdoc(', '.join(group.value for group in Group if group in row.groups))}."]
+            lines += plain(f"Also {', '.join(row.names[1:])}.")
+        lines += plain(f"Options: {', '.join(group.value for group in Group if group in row.groups)}.")
     lines += [".El", ".Sh OPTIONS", "By the groups that the types name."]
     for group in Group:
-        lines += [f".Ss {_mdoc(group.value[0].upper() + group.value[1:])}", ".Bl -tag -width Ds"]
+        lines += [f".Ss {escaped(group.value[0].upper() + group.value[1:])}", ".Bl -tag -width Ds"]
         for option in OPTIONS:
             if group in option.groups:
-                lines += [
-                    f".It Cm {_mdoc(', '.join(option.names))}",
-                    _mdoc(option.meaning[0].upper() + option.meaning[1:]) + ".",
-                ]
+                lines += [f".It Cm {escaped(', '.join(option.names))}"]
+                lines += plain(option.meaning[0].upper() + option.meaning[1:] + ".")
         lines += [".El"]
     lines += [
         ".Sh EXIT STATUS",

@@ -13,6 +13,7 @@ To change …                                                     open …
   what an agent gives up once it listens                          engine/confine.py
   how many streams a client has, how fast                         engine/quota.py
   keys: their files, the proof, what a wrong one gets             key.py, engine/keys.py, wire/auth.py, engine/door.py
+  how the guests of this machine are found, and named             guests/
   the bytes between two vsockfwd peers                            wire/: frames, messages, control and stream machines
   … and in front of a connection, for others                      wire/proxy_protocol.py, engine/proxied.py
   how a kind of socket is dialled, listened on or identified      transport/: one file a scheme, base.py is the seam
@@ -31,11 +32,14 @@ To change …                                                     open …
   how plugins and commands are found                              discovery.py
   what is shown while it runs: lines, JSON, bars, log, metrics    report/
   flags that all commands share, usage errors, `serve`, `up`      cli/
+  what `doctor` looks at, and what it advises                     doctor/: system.py is the seam, checks.py
+  what starts an agent in a guest                                 bootstrap/; in one file: packaging/pyz/
   the tour that `make demo` gives                                 demo.py
   copy, relay, dgram                                              plugins/, a distribution each
 
-Arrows of import point one way: cli → modes, report, demo → plugin, discovery → engine → transport, wire → policy →
-contract → allow → rule → address, events → identity, service, key → errors. `make check` holds the code to it.
+Arrows of import point one way: cli → modes, report, demo, doctor, bootstrap → plugin, discovery → engine → transport,
+wire → guests → policy, config → contract → allow → rule → address, events → identity, service, key → errors. `make
+check` holds the code to it.
 """
 
 __version__ = "0.1.0"

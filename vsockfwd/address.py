@@ -439,7 +439,9 @@ def _parse_vsock(reader: _Reader) -> VsockAddress:
     if cid_part.rest in _CID_WORDS:
         cid = _CID_WORDS[cid_part.rest]
     elif re.fullmatch(r"[a-z-]+", cid_part.rest):
-        raise cid_part.error(f"no CID is called {cid_part.rest!r}", hint="a number, host, local or any")
+        close = difflib.get_close_matches(cid_part.rest, _CID_WORDS, 1)
+        hint = f"did you mean {close[0]}?" if close else "a number, host, local or any"
+        raise cid_part.error(f"no CID is called {cid_part.rest!r}", hint=hint)
     else:
         cid = cid_part.number("a CID", 0, CID_ANY)
     return VsockAddress(cid, port_part.number("a vsock port", 0, VSOCK_PORT_LIMIT))

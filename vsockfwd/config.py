@@ -18,21 +18,30 @@ of one name or on one port.
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import itertools
 import re
 import tomllib
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
-from vsockfwd.address import Address, parse_target
+from vsockfwd.address import Address, HybridAddress, TcpAddress, VsockAddress, parse_target
 from vsockfwd.allow import Serve, is_below
-from vsockfwd.errors import ConfigError, VsockfwdError, printable
+from vsockfwd.errors import AddressError, ConfigError, VsockfwdError, printable
 from vsockfwd.rule import Rule, RuleKind, clash, read_field
 
 TOP = ("targets", "forward", "serve")
+
+NAME = r"[A-Za-z_][A-Za-z0-9_.-]{0,63}"
+"""A target's name; a guest of another user's has that one's name and a slash in front."""
+
+_NAMED = re.compile(rf"([A-Za-z0-9_][A-Za-z0-9_.-]*\$?/)?{NAME}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +62,13 @@ class Config:
     serve: Serve = field(default_factory=Serve)
 
 
-def parse_config(text: str, source: str, kinds: Mapping[str, RuleKind]) -> Config:
-    """Read a file's text; `source` is its name. Raises ConfigError: file, key path, what is wrong."""
+def parse_config(
+    text: str, source: str, kinds: Mapping[str, RuleKind], guests: Mapping[str, Address] = MappingProxyType({})
+) -> Config:
+    """Read a file's text; `source` is its name, `guests` are targets by names that the file does not give itself.
+
+    Raises ConfigError: file, key path, what is wrong.
+    """
     tables = _tables(text, source)
     for key in tables:
         if key not in TOP:
@@ -63,8 +77,9 @@ def parse_config(text: str, source: str, kinds: Mapping[str, RuleKind]) -> Confi
     found = tables.get("forward", [])
     if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
         raise ConfigError(f"{source}: forward: a rule is a table of its own, [[forward]]")
+    known = ChainMap(targets, guests)  # type: ignore[arg-type] # nothing is written to it
     rules = tuple(
-        read_rule(table, f"{source}: forward[{number}]", kinds, targets) for number, table in enumerate(found, 1)
+        read_rule(table, f"{source}: forward[{number}]", kinds, known) for number, table in enumerate(found, 1)
     )
     _check_together(rules, source)
     return Config(targets, rules, _serve(tables, source))
@@ -105,7 +120,7 @@ def _targets(tables: Mapping[str, Any], source: str) -> dict[str, Address]:
     targets = {}
     for name, text in table.items():
         where = f"{source}: targets.{printable(name)}"
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", name):
+        if not re.fullmatch(NAME, name):
             raise ConfigError(f"{where}: a target's name is a letter, then letters, digits, '.', '_' and '-'")
         if not isinstance(text, str):
             raise ConfigError(f"{where}: expected text, got {type(text).__name__}")
@@ -148,11 +163,33 @@ def _told(complaint: str, where: str) -> str:
     return f"{where}{path}: {message.replace('object', 'the table')}"
 
 
+def is_name(text: str) -> bool:
+    """Whether a TARGET is written as a name, and not as an address: `web`, or another user's guest `bob/web`."""
+    return _NAMED.fullmatch(text) is not None and text != "stdio"
+
+
 def find_target(text: str, targets: Mapping[str, Address], port: int | None = None) -> Address:
-    """The address of a target: a name that the file gives one, or what `parse_target` reads. Raises AddressError."""
-    if text in targets and port is None:
-        return targets[text]
-    return parse_target(text, port)
+    """The address of a target: by a name that `targets` knows, or what `parse_target` reads. Raises AddressError.
+
+    `port` is the agent's where it is not that of the name's address.
+    """
+    if not is_name(text):
+        return parse_target(text, port)
+    found = targets.get(text)
+    if found is None:
+        close = difflib.get_close_matches(text, targets, 1)
+        raise AddressError(
+            f"no target is called {printable(text)!r}",
+            text=text,
+            hint=f"did you mean {close[0]}?" if close else "vsockfwd guests lists them; a CID such as 3 is one, too",
+        )
+    if port is None:
+        return found
+    if not isinstance(found, VsockAddress | HybridAddress | TcpAddress):
+        raise AddressError(
+            f"-p {port} does not fit: {printable(text)} is {found.bare()}", text=text, hint="leave out -p"
+        )
+    return dataclasses.replace(found, port=port)
 
 
 def _check_together(rules: Sequence[NamedRule], source: str) -> None:

@@ -8,7 +8,7 @@ importlib.metadata, a tenth of a command's start, only where there is more to sa
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -159,5 +159,7 @@ def _command_hint(name: str) -> str:
 
     if name in _COMMAND_OF_PACKAGE:
         return f"pip install {package_of(_COMMAND_OF_PACKAGE[name])}"
+    if importlib.util.find_spec("typer") is None:
+        return "this file is the agent alone; elsewhere: pip install 'vsockfwd[all]'"
     close = difflib.get_close_matches(name, command_names(), 1, 0.5)
     return f"did you mean {close[0]}?" if close else "vsockfwd --help lists them"

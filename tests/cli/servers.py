@@ -57,25 +57,25 @@ def redis(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def sshd(folder: Path) -> Iterator[tuple[int, Path]]:
-    """OpenSSH's server, of the current user, who gets in by a key: (its port on 127.0.0.1, the key)."""
+def sshd(folder: Path, host: str = "127.0.0.1") -> Iterator[tuple[int, Path]]:
+    """OpenSSH's server, of the current user, who gets in by a key: (its port on that address, the key)."""
     for name in ("host", "key"):
         subprocess.run([need("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
     if os.geteuid() == 0:
         need_user("sshd")
         os.makedirs("/run/sshd", 0o755, exist_ok=True)  # as its unit does
-    with socket.create_server(("127.0.0.1", 0)) as free:
+    with socket.create_server((host, 0)) as free:
         port = free.getsockname()[1]
     config = folder / "sshd_config"
     config.write_text(
-        f"ListenAddress 127.0.0.1:{port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/key.pub\n"
+        f"ListenAddress {host}:{port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/key.pub\n"
         "Subsystem sftp internal-sftp\nPidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
         "PermitRootLogin prohibit-password\n"
     )
 
     def ready() -> bool:
         with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
+            return probe.connect_ex((host, port)) == 0
 
     with running([need("sshd"), "-D", "-e", "-f", str(config)], ready):
         yield port, folder / "key"

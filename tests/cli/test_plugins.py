@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -14,16 +15,22 @@ import pytest
 from tests.cli.process import agent, error_of, run
 from vsockfwd.discovery import command_names, load_command
 
-HERE = Path(__file__).parent
+GUIDE = Path(__file__).parent.parent.parent / "docs/plugins.md"
 
 
 @pytest.fixture(scope="module")
 def shout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The stranger's plugin, installed by pip from its folder: the environment that finds it."""
+    """The plugin that the author's guide builds, installed by pip from its folder: the environment that finds it."""
     folder = tmp_path_factory.mktemp("installed")
     source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "vsockfwd_shout.py"):
-        (source / name).write_text((HERE / "stranger" / name).read_text())
+    files: dict[str, str] = {}
+    for name, text in re.findall(
+        r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL
+    ):
+        files[name] = f"{files[name]}\n\n{text}" if name in files else text
+    assert sorted(files) == ["pyproject.toml", "vsockfwd_shout.py"]
+    for name, text in files.items():
+        (source / name).write_text(text)
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation",
          "--disable-pip-version-check", "--target", str(folder), str(source)],

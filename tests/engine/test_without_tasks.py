@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,12 +14,16 @@ import trio
 
 from tests.engine.world import World, settled
 from vsockfwd.address import parse
+from vsockfwd.allow import Place
 from vsockfwd.config import NamedRule
 from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent
 from vsockfwd.engine.rules import Rules
+from vsockfwd.engine.session import open_session
+from vsockfwd.errors import NotAllowed
 from vsockfwd.events import Closed, Ending
-from vsockfwd.modes.forward import LOCAL, LocalRule
+from vsockfwd.modes.forward import LOCAL, Connect, LocalRule
+from vsockfwd.policy import Policy
 from vsockfwd.rule import StreamEnd
 from vsockfwd.transport.base import Listener, Stream
 
@@ -124,3 +129,19 @@ async def test_a_server_that_is_not_there_costs_its_own_connection_alone(site: S
             site.world.reported(Closed)[0].outcome
         )
     client.close()
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
+async def test_what_a_policy_forbids_is_not_dialled_without_a_task_either(host: str, tmp_path: Path):
+    world = World(Engine())
+    world.target = parse(f"unix:{tmp_path}/agent")
+    (server,) = await world.engine.network.listen(parse("tcp:127.0.0.1:0"))
+    port = server.address.port  # type: ignore[attr-defined]
+    policy = Policy(os.geteuid(), connect=(Place.read("tcp:10.0.0.0/8:*"), Place.read(f"tcp:*:{port}")))
+    with trio.fail_after(10):
+        async with world.agent(policy=policy), open_session(world.engine, world.target) as session:
+            with pytest.raises(NotAllowed, match="not among what"):
+                await session.open("forward", Connect(f"tcp:{host}:{port}"))
+    with pytest.raises(BlockingIOError):
+        server.try_accept()
+    server.close()

@@ -28,8 +28,13 @@ PACKAGES = {
     "dig": "dnsutils",
     "dnsmasq": "dnsmasq-base",
     "iperf3": "iperf3",
+    "ip": "iproute2",
     "mandoc": "mandoc",
+    "scp": "openssh-client",
+    "sftp": "openssh-client",
     "bash": "bash",
+    "zsh": "zsh",
+    "fish": "fish",
     "systemd-analyze": "systemd",
     "systemd-socket-activate": "systemd",
 }
@@ -49,6 +54,13 @@ def need_user(name: str) -> None:
         pwd.getpwnam(name)
     except KeyError:
         _missing(f"the user {name} is missing, which its package makes")
+
+
+def need_network_namespaces() -> str:
+    """The path of ip(8), for who may make network namespaces, as root does."""
+    if os.geteuid() != 0:
+        _missing("network namespaces are root's to make")
+    return need("ip")
 
 
 def need_module(name: str) -> None:

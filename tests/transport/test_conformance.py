@@ -96,6 +96,16 @@ async def test_a_unix_stream_keeps_all_of_trios_promises(tmp_path: Path) -> None
         await trio.testing.check_half_closeable_stream(unix, clogged(unix))
 
 
+async def test_who_waits_for_a_stream_that_was_closed_is_told_so() -> None:
+    for wait in (SocketStream.wait_readable, SocketStream.wait_writable):
+        near, far = await tcp()
+        assert isinstance(near, SocketStream)
+        near.close()
+        with pytest.raises(trio.ClosedResourceError):
+            await wait(near)
+        far.close()
+
+
 async def test_a_terminal_carries_bytes_both_ways() -> None:
     """Without half-close, which a terminal cannot do: the suite cannot be asked."""
     near, far = pty.openpty()

@@ -5,6 +5,8 @@ The flags that all commands share (-v, -q, --json) become the invocation here, s
 
 from __future__ import annotations
 
+import os
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,9 +45,18 @@ def call(
 
 
 def _targets() -> Mapping[str, Address]:
+    """What a name may mean: a target of the config file, else a guest."""
     from vsockfwd.cli.config_file import load_targets
 
-    return load_targets()
+    return ChainMap(load_targets(), guest_addresses())  # type: ignore[arg-type] # nothing is written to it
+
+
+def guest_addresses() -> Mapping[str, Address]:
+    """Guests by the names that may be typed for them; they are looked for when a name is, once."""
+    from vsockfwd.guests.guest import GuestAddresses
+    from vsockfwd.guests.machine import Machine
+
+    return GuestAddresses(Machine().guests, os.geteuid())
 
 
 def _modes(report: Report) -> Mapping[str, Mode]:

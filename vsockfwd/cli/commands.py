@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Collection
+from typing import Annotated, Any, get_args
 
 import typer
 from typer.core import TyperGroup
@@ -12,6 +13,7 @@ from typer.core import TyperGroup
 from vsockfwd import __version__
 from vsockfwd.cli.call import PROGRAM
 from vsockfwd.cli.call import call as call_command
+from vsockfwd.cli.option import COMMON, declared
 from vsockfwd.discovery import command_names, load_command
 from vsockfwd.errors import UsageError
 from vsockfwd.plugin import takes_argv
@@ -22,20 +24,6 @@ _WORDS_OF_ITS_OWN = {"ignore_unknown_options": True, "allow_extra_args": True, "
 
 # typer brings its own copy of click in some versions: its classes are reached through what it exports.
 _ClickUsageError: type[Any] = typer.BadParameter.__mro__[1]
-
-
-def _common_flags(
-    verbose: Annotated[int, typer.Option("-v", "--verbose", count=True, help="say more; twice: everything")] = 0,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="say nothing but errors")] = False,
-    json: Annotated[bool, typer.Option("--json", help="events and answers as JSON lines on standard output")] = False,
-    log_format: Annotated[
-        str | None, typer.Option("--log-format", metavar="text|json", help="log as services do, with times or as JSON")
-    ] = None,
-) -> None:
-    """Only the signature matters: it stands behind every command's own."""
-
-
-_COMMON = inspect.signature(_common_flags, eval_str=True).parameters
 
 
 class Commands(TyperGroup):
@@ -71,7 +59,35 @@ def _typer_command(name: str, function: Callable[..., int | None]) -> Any:
         app.command(name, context_settings=_WORDS_OF_ITS_OWN, help=inspect.getdoc(function))(_of_words(function))
     else:
         app.command(name, context_settings=SETTINGS)(_with_common_flags(function))
-    return typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
+    if (through := getattr(function, "runs_command_with", None)) is not None:
+        read = command.parse_args
+        command.parse_args = lambda ctx, words: read(ctx, _with_command_apart(command, words, through))
+    return command
+
+
+def _with_command_apart(command: Any, words: list[str], through: Collection[str]) -> list[str]:
+    """The words with `--` in front of the second that is no option, as ssh takes it: what follows is not for us.
+
+    Only behind one of the options `through`, by which the first such word is a target and the second a program.
+    """
+    options = [each for each in command.params if each.param_type_name == "option"]
+    valued = {name for each in options if not (each.is_flag or each.count) for name in each.opts}
+    plain, apart, number = 0, False, 0
+    while number < len(words):
+        word = words[number]
+        if word == "--":
+            break
+        if word.startswith("-") and word != "-":
+            name = word if word.startswith("--") else word[:2]
+            apart = apart or name in through
+            number += name in valued and word == name
+        else:
+            plain += 1
+            if apart and plain == 2:
+                return [*words[:number], "--", *words[number:]]
+        number += 1
+    return words
 
 
 def _with_common_flags(function: Callable[..., int | None]) -> Callable[..., int]:
@@ -82,7 +98,17 @@ def _with_common_flags(function: Callable[..., int | None]) -> Callable[..., int
 
     signature = inspect.signature(function, eval_str=True)
     own = list(signature.parameters.values())[1:]
-    return _disguise(call, function, own + list(_COMMON.values()))
+    return _disguise(call, function, [_for_typer(parameter) for parameter in (*own, *COMMON.values())])
+
+
+def _for_typer(parameter: inspect.Parameter) -> inspect.Parameter:
+    """A parameter as typer wants it: with its own kind of option in place of ours."""
+    option = declared(parameter)
+    if option is None:
+        return parameter
+    names = option.names or (f"--{parameter.name.replace('_', '-')}",)
+    typers = typer.Option(*names, metavar=option.metavar, help=option.help, count=option.count)
+    return parameter.replace(annotation=Annotated[get_args(parameter.annotation)[0], typers])
 
 
 def _of_words(function: Callable[..., int | None]) -> Callable[..., int]:
@@ -148,6 +174,12 @@ def _run(command: Any, words: list[str], name: str) -> int:
     except _ClickUsageError as error:
         context = error.ctx
         path = context.command_path if context is not None else name
+        mistyped = getattr(error, "option_name", "")
+        if mistyped and context is not None:
+            known = [name for each in context.command.params for name in each.opts if name.startswith("-")]
+            close = difflib.get_close_matches(mistyped, known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"{path} --help"
+            raise UsageError(f"{path.removeprefix(f'{PROGRAM} ')} has no option {mistyped}", hint=hint) from None
         raise UsageError(_one_line(error.format_message()), hint=f"{path} --help") from None
     except typer.Exit as done:
         return done.exit_code

@@ -44,9 +44,9 @@ def _read(path: Path) -> str:
         raise ConfigError(f"{path}: not UTF-8, which TOML is written in") from None
 
 
-def load(path: Path, kinds: Mapping[str, RuleKind]) -> Config:
-    """Read and check a config file. Raises ConfigError."""
-    return parse_config(_read(path), str(path), kinds)
+def load(path: Path, kinds: Mapping[str, RuleKind], guests: Mapping[str, Address]) -> Config:
+    """Read and check a config file; rules may name its targets, and guests. Raises ConfigError."""
+    return parse_config(_read(path), str(path), kinds, guests)
 
 
 def load_serve(named: str | None) -> Serve:

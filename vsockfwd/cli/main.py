@@ -10,10 +10,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from vsockfwd.cli.call import PROGRAM, ReaderGone, call
+from vsockfwd.cli.option import NotPlain, help_text, read_words
 from vsockfwd.discovery import load_command
-from vsockfwd.errors import Interrupted, VsockfwdError, from_oserror
+from vsockfwd.errors import Interrupted, UsageError, VsockfwdError, from_oserror
 from vsockfwd.report.log import is_journal
 
 
@@ -64,9 +66,24 @@ def _run(words: list[str]) -> int:
         function = load_command(words[0])
         if getattr(function, "takes_argv", False):
             return call(function, words[1:])
-        from vsockfwd.cli.commands import run_command
+        try:
+            plain = read_words(function, words[1:])
+        except NotPlain as error:
+            return _run_fully(words, function, str(error))
+        return call(function, verbosity=plain.pop("verbose", 0), **plain)
+    return _run_fully(words)
 
-        return run_command(words[0], function, words[1:])
-    from vsockfwd.cli.commands import run_group
 
-    return run_group(words)
+def _run_fully(words: list[str], function: Any = None, why: str = "") -> int:
+    """By the full parser. A single file for guests is without it: there, what is not plain is an error."""
+    try:
+        from vsockfwd.cli.commands import run_command, run_group
+    except ModuleNotFoundError as error:
+        if error.name != "typer":
+            raise
+    else:
+        return run_group(words) if function is None else run_command(words[0], function, words[1:])
+    if function is None or words[1:] == ["--help"] or words[1:] == ["-h"]:
+        print(help_text("serve", load_command("serve")))
+        return 0 if words[-1:] in (["--help"], ["-h"]) else 2
+    raise UsageError(f"{words[0]}: {why}", hint=f"{PROGRAM} {words[0]} --help")

@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import trio
-import typer
 
 from vsockfwd.address import parse_stream
+from vsockfwd.cli.option import Option
 from vsockfwd.engine import Engine
 from vsockfwd.engine.server import Gate, serve_listeners
 from vsockfwd.errors import UsageError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 Metrics = Annotated[
-    str | None, typer.Option("--metrics", metavar="ADDRESS", help="serve Prometheus metrics there, such as tcp:9876")
+    str | None, Option("--metrics", metavar="ADDRESS", help="serve Prometheus metrics there, such as tcp:9876")
 ]
 
 HEAD_LIMIT = 8192

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
-import typer
-
 from vsockfwd.address import VsockAddress, parse_stream
 from vsockfwd.allow import Place, Serve
 from vsockfwd.cli.config_file import load_serve
+from vsockfwd.cli.option import Option
 from vsockfwd.engine.keys import load_key, load_keys
 from vsockfwd.errors import AddressError, UsageError, printable
 from vsockfwd.key import Key, joined
@@ -24,46 +23,42 @@ from vsockfwd.policy import Limits, Policy
 NONE = "none"
 """As a place or a mode: there is none."""
 
-Config = Annotated[
-    str | None, typer.Option("-c", "--config", metavar="FILE", help="the config file, for its table [serve]")
-]
+Config = Annotated[str | None, Option("-c", "--config", metavar="FILE", help="the config file, for its table [serve]")]
 AllowCid = Annotated[
     list[str] | None,
-    typer.Option("--allow-cid", metavar="host|local|any|N", help="trust every user of this machine"),
+    Option("--allow-cid", metavar="host|local|any|N", help="trust every user of this machine"),
 ]
 AllowUid = Annotated[
-    list[int] | None, typer.Option("--allow-uid", metavar="UID", help="trust this local user on unix: sockets")
+    list[int] | None, Option("--allow-uid", metavar="UID", help="trust this local user on unix: sockets")
 ]
-AllowGuest = Annotated[bool, typer.Option("--allow-guest", help="trust the guest behind a hybrid: socket listened on")]
+AllowGuest = Annotated[bool, Option("--allow-guest", help="trust the guest behind a hybrid: socket listened on")]
 AuthKey = Annotated[
     list[str] | None,
-    typer.Option("--auth-key", metavar="FILE", help="trust who has this key; without one nobody else is let in"),
+    Option("--auth-key", metavar="FILE", help="trust who has this key; without one nobody else is let in"),
 ]
 AuthKeys = Annotated[
     list[str] | None,
-    typer.Option("--auth-keys", metavar="FILE|DIR", help="the same for each key in a file, or in files *.key"),
+    Option("--auth-keys", metavar="FILE|DIR", help="the same for each key in a file, or in files *.key"),
 ]
 AllowConnect = Annotated[
     list[str] | None,
-    typer.Option("--allow-connect", metavar="PLACE|none", help="connect there only, such as tcp:10.0.0.0/8:*"),
+    Option("--allow-connect", metavar="PLACE|none", help="connect there only, such as tcp:10.0.0.0/8:*"),
 ]
 AllowListen = Annotated[
     list[str] | None,
-    typer.Option("--allow-listen", metavar="PLACE|none", help="listen for clients there only, such as tcp:8000-8999"),
+    Option("--allow-listen", metavar="PLACE|none", help="listen for clients there only, such as tcp:8000-8999"),
 ]
 AllowMode = Annotated[
     list[str] | None,
-    typer.Option("--allow-mode", metavar="MODE", help="serve these modes only: forward, listen, copy, dgram"),
+    Option("--allow-mode", metavar="MODE", help="serve these modes only: forward, listen, copy, dgram"),
 ]
 Root = Annotated[
     str | None,
-    typer.Option("--root", metavar="DIR", help="what is copied is below this directory, and paths start there"),
+    Option("--root", metavar="DIR", help="what is copied is below this directory, and paths start there"),
 ]
-ReadOnly = Annotated[bool, typer.Option("--read-only", help="files are read, and never written")]
-PerPeer = Annotated[
-    int | None, typer.Option("--max-connections-per-peer", metavar="N", help="streams of one peer at once")
-]
-MaxRate = Annotated[int | None, typer.Option("--max-rate", metavar="N", help="new streams of one peer in a second")]
+ReadOnly = Annotated[bool, Option("--read-only", help="files are read, and never written")]
+PerPeer = Annotated[int | None, Option("--max-connections-per-peer", metavar="N", help="streams of one peer at once")]
+MaxRate = Annotated[int | None, Option("--max-rate", metavar="N", help="new streams of one peer in a second")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import trio
-import typer
 
 from vsockfwd.address import (
     AGENT_PORT,
@@ -23,6 +22,7 @@ from vsockfwd.address import (
     parse_target,
 )
 from vsockfwd.cli.metrics import Metrics, metered
+from vsockfwd.cli.option import Option
 from vsockfwd.cli.rights import (
     AllowCid,
     AllowConnect,
@@ -59,7 +59,7 @@ def serve(
     invocation: Invocation,
     listen: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "-l",
             "--listen",
             metavar="ADDRESS",
@@ -68,7 +68,7 @@ def serve(
     ] = None,
     connect: Annotated[
         list[str] | None,
-        typer.Option(metavar="ADDRESS", help="call there, where a client waits (its TARGET: accept:…)"),
+        Option(metavar="ADDRESS", help="call there, where a client waits (its TARGET: accept:…)"),
     ] = None,
     config: Config = None,
     allow_cid: AllowCid = None,
@@ -82,18 +82,18 @@ def serve(
     root: Root = None,
     read_only: ReadOnly = False,
     max_connections: Annotated[
-        int | None, typer.Option("--max-connections", metavar="N", help="connections at once, in all")
+        int | None, Option("--max-connections", metavar="N", help="connections at once, in all")
     ] = None,
     max_connections_per_peer: PerPeer = None,
     max_rate: MaxRate = None,
     user: Annotated[
-        str | None, typer.Option("--user", metavar="NAME", help="become this user once it listens (as root)")
+        str | None, Option("--user", metavar="NAME", help="become this user once it listens (as root)")
     ] = None,
     confinement: Annotated[
         str | None,
-        typer.Option("--confine", metavar="auto|yes|no", help="leave it no file but those below --root (Landlock)"),
+        Option("--confine", metavar="auto|yes|no", help="leave it no file but those below --root (Landlock)"),
     ] = None,
-    no_measure: Annotated[bool, typer.Option("--no-measure", help="refuse `vsockfwd perf`")] = False,
+    no_measure: Annotated[bool, Option("--no-measure", help="refuse `vsockfwd perf`")] = False,
     metrics: Metrics = None,
 ) -> int:
     """Run the agent: what -L forwards, cp and dgram talk to, usually inside the guest.

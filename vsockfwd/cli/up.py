@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import os
 import tomllib
+from collections import ChainMap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +14,9 @@ import msgspec
 import trio
 import typer
 
-from vsockfwd.address import UnixAddress
+from vsockfwd.address import Address, UnixAddress
 from vsockfwd.cli import config_file
+from vsockfwd.cli.call import guest_addresses
 from vsockfwd.cli.metrics import Metrics, metered
 from vsockfwd.config import Config
 from vsockfwd.engine import Engine
@@ -55,7 +58,7 @@ def up(
     """Run every rule of the config file until told to stop; SIGHUP or `vsockfwd reload` reads the file again."""
     kinds = invocation.kinds()
     path = config_file.find(config)
-    first = config_file.load(path, kinds)
+    first = config_file.load(path, kinds, guest_addresses())
     if check:
         print(f"{path}: {len(first.rules)} rules, {len(first.targets)} targets, all well")
         return 0
@@ -79,7 +82,7 @@ class _Up:
 
     async def run(self, engine: Engine) -> int:
         _make_directory(self._control)
-        async with metered(engine, self._metrics) as engine, Rules(engine, self._first.targets, patient=True) as rules:
+        async with metered(engine, self._metrics) as engine, _rules_of(engine, self._first) as rules:
             await rules.nursery.start(ControlSocket(rules, self._kinds, self.reload).serve, self._control)
             for named in self._first.rules:
                 rules.add(named)
@@ -92,8 +95,9 @@ class _Up:
     def reload(self) -> tuple[list[str], list[str]]:
         """Read the file again and apply the difference. Raises ConfigError, and then nothing has changed."""
         assert self._rules is not None  # the control socket answers nobody before the first rules have begun
-        config = config_file.load(self._path, self._kinds)
-        stopped, started = self._rules.apply(config.rules, config.targets)
+        guests = guest_addresses()
+        config = config_file.load(self._path, self._kinds, guests)
+        stopped, started = self._rules.apply(config.rules, _known(config, guests))
         self._rules.engine.report(Reloaded(str(self._path), stopped, started))
         return stopped, started
 
@@ -107,6 +111,15 @@ class _Up:
         except VsockfwdError as error:
             engine.report(Problem("reload", f"{error.line()}; nothing was changed"))
         self._rules.nursery.start_soon(_tell_of_reload, engine.service)
+
+
+def _rules_of(engine: Engine, config: Config) -> Rules:
+    return Rules(engine, _known(config, guest_addresses()), patient=True)
+
+
+def _known(config: Config, guests: Mapping[str, Address]) -> Mapping[str, Address]:
+    """What a rule's target may be called: what the file says, else a guest."""
+    return ChainMap(config.targets, guests)  # type: ignore[arg-type] # nothing is written to it
 
 
 async def _tell_of_reload(service: Service) -> None:

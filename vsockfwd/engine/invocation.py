@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 import resource
 import signal
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,7 +13,7 @@ from typing import Any
 import trio
 
 from vsockfwd.address import Address, with_key
-from vsockfwd.config import find_target
+from vsockfwd.config import find_target, is_name
 from vsockfwd.contract import Mode
 from vsockfwd.engine import Engine
 from vsockfwd.errors import Interrupted, the_one
@@ -31,7 +30,7 @@ class Invocation:
     """What the command line makes of the flags that all commands share, handed to the command's function.
 
     `modes` finds the modes that are installed; what is broken has been reported by then. `targets` are the names that
-    the config file gives.
+    the config file gives, and guests.
     """
 
     report: Report
@@ -46,12 +45,11 @@ class Invocation:
         return {kind.name: kind for mode in self.modes().values() for kind in mode.rules}
 
     def target(self, text: str, port: int | None = None, auth_key: str | None = None) -> Address:
-        """Read a TARGET: an address, a CID, or a name that the config file has. Raises AddressError, ConfigError.
+        """Read a TARGET: an address, a CID, a name of the config file's or a guest. Raises UsageError, ConfigError.
 
         `auth_key` is what `--auth-key` said: the file of the key, instead of one that the target names.
         """
-        named = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", text) is not None and text != "stdio"
-        target = find_target(text, self.targets() if named else {}, port)
+        target = find_target(text, self.targets() if is_name(text) else {}, port)
         # A forward in the background, and a service, may go to another directory.
         return target if auth_key is None else with_key(target, os.path.abspath(auth_key))
 

@@ -75,6 +75,8 @@ class Session:
         self._pings = itertools.count()
         self._came_up, self._lost = trio.Event(), trio.Event()
         self._why: VsockfwdError | None = None
+        self.software = ""
+        """What the agent says it is, once it was logged in to."""
         self.opened = 0
         """Streams that were opened, in all."""
         self._remote_listeners: dict[int, RemoteListener] = {}
@@ -124,9 +126,11 @@ class Session:
                         return control, event.ready
                     if isinstance(event, LoginRefused):
                         raise event.error
-                    if isinstance(event, Greeted) and keys:
-                        await control.write(machine.prove())
-                    elif not isinstance(event, Greeted | Proven):
+                    if isinstance(event, Greeted):
+                        self.software = event.hello.software
+                        if keys:
+                            await control.write(machine.prove())
+                    elif not isinstance(event, Proven):
                         raise PeerBrokeProtocol("the agent sent something else than its welcome")
         except trio.TooSlowError:
             control.close()

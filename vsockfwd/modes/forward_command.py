@@ -128,6 +128,9 @@ def forward(
     return _in_background(run) if background else run()
 
 
+forward.runs_command_with = ("-L", "-R", "-D")  # type: ignore[attr-defined] # what follows TARGET is a program's
+
+
 def _check(when_down: str, idle: float, half_open: float, most: int | None, drain: float) -> None:
     if when_down not in ("accept", "refuse"):
         raise UsageError(f"--when-down {when_down}: accept or refuse")

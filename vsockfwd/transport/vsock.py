@@ -106,6 +106,21 @@ def why_no_loopback() -> str | None:
     return None
 
 
+def buffer_sizes() -> tuple[int, int, bool]:
+    """Bytes of a socket's buffer and its maximum, as the kernel gives them; whether it takes BUFFER. Raises OSError."""
+    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as sock:
+        given = [
+            struct.unpack("Q", sock.getsockopt(socket.AF_VSOCK, option, 8))[0]
+            for option in (_BUFFER_SIZE, _BUFFER_MAX_SIZE)
+        ]
+        try:
+            sock.setsockopt(socket.AF_VSOCK, _BUFFER_MAX_SIZE, BUFFER)
+            sock.setsockopt(socket.AF_VSOCK, _BUFFER_SIZE, BUFFER)
+        except OSError:
+            return given[0], given[1], False
+        return given[0], given[1], True
+
+
 def _vsock(address: VsockAddress) -> socket.socket:
     if (reason := why_unsupported()) is not None:
         raise TransportMissing(f"{address.bare()}: no vsock", hint=reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,10 @@ def refusal(text: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def pages() -> dict[str, Any]:
-    return runpy.run_path(str(ROOT / "packaging/relay_pages.py"))
+def pages() -> Iterator[dict[str, Any]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "packaging"))
+        yield runpy.run_path(str(ROOT / "packaging/relay_pages.py"))
 
 
 def test_both_pages_are_what_the_tables_make(pages: dict[str, Any]) -> None:
