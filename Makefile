@@ -6,7 +6,7 @@ DISTS  := . plugins/relay plugins/copy plugins/dgram
 META   := pyproject.toml $(wildcard plugins/*/pyproject.toml) constraints.txt dev-constraints.txt
 PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip --quiet
 
-.PHONY: demo test check format bench fuzz faults dist pyz dist-check vm-test vm-install constraints completions pages clean
+.PHONY: demo test check audit format bench fuzz faults dist pyz dist-check vm-test vm-install constraints completions pages clean
 
 demo: $(VENV)/.run
 	$(BIN)/vsockfwd demo
@@ -19,6 +19,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# Whether what is installed is what was chosen; asks nobody.
+audit: $(VENV)/.dev
+	$(BIN)/python packaging/audit.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -34,7 +34,7 @@ KEYS = {
     "max-connections-per-peer": "Connections at once from one CID, user or network address; 0 is no limit.",
     "idle-timeout": "Seconds without a byte either way, then a connection is reset; 0 is for ever.",
     "half-open-timeout": "The same, once one direction has ended.",
-    "allow": "Who may connect: `cid:N`, `uid:N`, `net:10.0.0.0/8`, `guest` (behind a hybrid socket). Without it, all.",
+    "allow": "Who may connect: `cid:N`, `uid:N`, `net:10.0.0.0/8`, `guest`, `cert:NAME`. Without it, all.",
     "proxy-protocol": "`v2`: tell the far end who connected, by the PROXY protocol.",
     "accept-proxy": "Take such a header from whoever connects; without one the connection is reset.",
     "idle": "Seconds without a datagram, then a flow ends.",
@@ -110,7 +110,8 @@ def _address_options() -> list[str]:
     for name, option in OPTIONS.items():
         schemes = ", ".join(f"`{scheme}`" for scheme in SCHEMES if name in _SCHEMES[scheme][0].known_options)
         meaning = option.meaning[:1].upper() + option.meaning[1:]
-        items.append((f"Cm {name} Ns = Ns Ar value", f"{meaning}. For {schemes}."))
+        term = f"Cm {name}" if option.flag else f"Cm {name} Ns = Ns Ar value"
+        items.append((term, f"{meaning}. For {schemes or 'targets'}."))
     return definitions(items)
 
 

@@ -24,3 +24,10 @@ def test_every_link_leads_to_a_file(page: Path):
     for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if "://" not in link:
             assert (page.parent / link).exists(), link
+
+
+def test_every_test_that_the_pages_name_is_there():
+    """A table of attacks, or of faults, is worth what its tests are."""
+    for page in PAGES:
+        for file, name in re.findall(r"`([a-z_/]+\.py)::(\w+)`", page.read_text()):
+            assert f"def {name}(" in (ROOT / file).read_text(), f"{page.name}: {file}::{name}"

@@ -60,6 +60,22 @@ def test_a_key_that_others_may_read_or_change_is_no_key(tmp_path: Path, mode: in
     assert "chmod 600" in caught.value.hint
 
 
+def test_a_key_that_a_service_manager_hands_over_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder is the service's alone, whatever an ACL makes of the mode; what anybody may read or change is none."""
+    path, key = made(tmp_path)
+    path.chmod(0o440)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert load_key(str(path)) == key
+    for mode in (0o444, 0o460):
+        path.chmod(mode)
+        with pytest.raises(NotAllowed):
+            load_key(str(path))
+    path.chmod(0o440)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "another"))
+    with pytest.raises(NotAllowed):
+        load_key(str(path))
+
+
 def test_a_key_of_another_user_is_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, _ = made(tmp_path)
     os.chown(path, 4711, -1) if os.geteuid() == 0 else monkeypatch.setattr(os, "geteuid", lambda: 4711)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,14 +14,18 @@ import trio
 
 from tests.engine.test_session_and_agent import ECHO, Question
 from tests.engine.world import World
-from vsockfwd.address import TcpAddress, parse
+from vsockfwd.address import TcpAddress, parse, parse_target
 from vsockfwd.allow import Allow, Named, Place
 from vsockfwd.contract import Mode
+from vsockfwd.engine.agent import Agent
+from vsockfwd.engine.keys import create_key
 from vsockfwd.engine.quota import Quota
+from vsockfwd.engine.server import Gate
 from vsockfwd.engine.session import open_session
 from vsockfwd.errors import LimitReached, NotAllowed
 from vsockfwd.identity import NetworkPeer, UnixPeer
 from vsockfwd.modes.forward import Connect, Connected
+from vsockfwd.modes.mode import MODE as FORWARD
 from vsockfwd.policy import Limits, Policy
 
 
@@ -127,9 +134,11 @@ async def test_what_is_not_on_the_list_is_not_dialled_and_the_client_reads_why(w
 
 
 async def test_a_mode_that_is_not_allowed_is_refused_and_so_is_listening(world: World):
-    policy = Policy(own_uid=os.geteuid(), modes=("echo",))
-    async with world.agent(ECHO | {"other": ECHO["echo"]}, policy), open_session(world.engine, world.target) as session:
+    policy, other = Policy(own_uid=os.geteuid(), modes=("echo",)), Mode("other", "echoes", serve=ECHO["echo"].serve)
+    async with world.agent(ECHO | {"other": other}, policy), open_session(world.engine, world.target) as session:
         (await session.open("echo", Question("x"))).channel.close()
+        with pytest.raises(NotAllowed, match="the mode other is not for"):
+            await session.open("other", Question("x"))
         with pytest.raises(NotAllowed, match="the mode listen is not for"):
             await session.listen("tcp:0", bytes(16), None, print)  # type: ignore[arg-type]
 
@@ -154,6 +163,50 @@ async def test_a_peer_has_so_many_streams_and_another_when_one_has_ended(world: 
             while any(use.streams > 1 for use in agent.quota._of.values()):  # noqa: ASYNC110 - it has no event
                 await trio.sleep(0.001)
         (await session.open("echo", Question("x"))).channel.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(world: World, policy: Policy, tmp_path: Path) -> AsyncIterator[Agent]:
+    """As `vsockfwd serve` does: what needs no task gets none."""
+    world.target = parse(f"unix:{tmp_path}/agent.sock")
+    agent = Agent(world.engine, {"forward": FORWARD}, policy)
+    listeners = await world.engine.network.listen(world.target)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(agent.serve, listeners, Gate())
+        yield agent
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_stream_without_a_task_is_counted_as_any_other(world: World, server: int, tmp_path: Path):
+    policy = Policy(own_uid=os.geteuid(), limits=Limits(connections=1))
+    async with serving(world, policy, tmp_path), open_session(world.engine, world.target) as session:
+        first = await session.open("forward", Connect(f"tcp:{server}"))
+        with pytest.raises(LimitReached, match="has 1 streams"):
+            await session.open("forward", Connect(f"tcp:{server}"))
+        first.channel.close()
+
+
+async def test_a_stream_without_a_task_is_held_to_the_policy_as_any_other(world: World, server: int, tmp_path: Path):
+    policy = connecting("tcp:10.0.0.0/8:*", f"tcp:*:{server}", f"unix:{tmp_path}/a*")
+    async with serving(world, policy, tmp_path):
+        for address in (f"tcp:{server}", f"tcp:localhost:{server}", f"tcp:127.0.0.1:{server}", f"unix:{tmp_path}/x"):
+            with pytest.raises(NotAllowed, match="may connect to"):
+                await connect(world, address)
+    async with serving(world, Policy(own_uid=os.geteuid(), modes=("copy",)), tmp_path):
+        with pytest.raises(NotAllowed, match="the mode forward is not for"):
+            await connect(world, f"tcp:{server}")
+
+
+async def test_a_keys_own_rights_hold_for_its_streams_wherever_they_come_from(
+    world: World, server: int, tmp_path: Path
+):
+    """A stream shows a token; whose it is, its session knows."""
+    key = create_key(f"{tmp_path}/web.key", "web")
+    entry = Allow(who=(Named.read("key:web"),), connect=(Place.read("tcp:1"),))
+    world.target = parse_target(f"unix:{tmp_path}/agent.sock,auth-key={tmp_path}/web.key")
+    async with world.agent(policy=Policy(own_uid=1, keyed=True, allow=(entry,)), keys=(key,)):
+        with pytest.raises(NotAllowed, match=r"key web .* may connect to"):
+            await connect(world, f"tcp:{server}")
 
 
 async def test_a_peer_asks_so_often_in_a_second(autojump_clock) -> None:

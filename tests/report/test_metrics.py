@@ -84,10 +84,12 @@ def test_an_end_whose_beginning_was_not_told_leaves_the_open_connections_right()
 
 def test_what_belongs_to_no_connection_is_counted_too():
     found = counted(
-        Denied("x", "y"), Problem("x", "y"), Problem("x", "z"), Dropped("dns", "too large", 3), SessionUp("3", "me"),
+        Denied("x", "y"), Denied("x", "y", forged=True), Problem("x", "y"), Problem("x", "z"),
+        Dropped("dns", "too large", 3), SessionUp("3", "me"),
         SessionUp("4", "me"), SessionDown("4", "gone"), RuleChanged("web", "up"), RuleChanged("db", "down", "why"),
     )  # fmt: skip
-    assert found["denied_total",] == 1
+    assert found["denied_total",] == 2
+    assert found["keys_refused_total",] == 1
     assert found["problems_total",] == 2
     assert found["datagrams_dropped_total", "too large", "dns"] == 3
     assert found["session_up", "3"] == 1

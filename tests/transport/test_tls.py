@@ -15,13 +15,16 @@ from tests.engine.test_session_and_agent import ECHO, Question
 from tests.engine.world import World
 from vsockfwd.address import AddressError, parse, parse_target
 from vsockfwd.allow import Allow, Named
+from vsockfwd.config import NamedRule
 from vsockfwd.engine import Engine
+from vsockfwd.engine.rules import Rules
 from vsockfwd.engine.session import open_session
 from vsockfwd.errors import BadRequest, DataError, NotAllowed, Truncated, UsageError, VsockfwdError
-from vsockfwd.events import Event, Problem
+from vsockfwd.events import Denied, Event, Problem
 from vsockfwd.identity import CertificatePeer
-from vsockfwd.modes.forward import Connect
+from vsockfwd.modes.forward import RAW, Connect, RawRule
 from vsockfwd.policy import Policy
+from vsockfwd.rule import Admitted, StreamEnd
 from vsockfwd.transport.base import Listener, Stream
 from vsockfwd.transport.memory import MemoryTransport
 from vsockfwd.transport.network import Network, system_network
@@ -318,3 +321,35 @@ async def test_an_agent_reads_no_files_for_the_tls_of_its_clients(world: World, 
     async with World.agent(world, policy=CERTS), open_session(world.engine, parse_target(where + client)) as session:
         with pytest.raises(BadRequest, match="speaks no TLS for its clients"):
             await session.open("forward", Connect(address))
+
+
+# --- a forward
+
+
+@pytest.mark.parametrize(("who", "let_in"), [("cert:web.example", True), ("cert:db.example", False)])
+async def test_a_forward_in_tls_takes_whom_its_rule_names(
+    world: World, server: str, client: str, tmp_path: Path, who: str, let_in: bool
+):
+    """TLS in front, what it was put in front of behind it, and its certificate's name in the rule."""
+    (behind,) = await world.engine.network.listen(parse("memory:behind"))
+    rule = RawRule(
+        listen=StreamEnd(parse(f"unix:{tmp_path}/front{server}")),
+        connect=StreamEnd(parse("memory:behind")),
+        allow=(Admitted.read(who),),
+    )
+    async with Rules(world.engine, {}, patient=False) as rules:
+        await rules.add_all([NamedRule("front", RAW, rule)], all_or_none=True)
+        near = await world.engine.network.connect(parse(f"unix:{tmp_path}/front{client},peer-name=localhost"))
+        with trio.fail_after(10):
+            if let_in:
+                await near.send_all(b"question")
+                far = await behind.accept()
+                assert await far.receive_some() == b"question"
+                far.close()
+            else:
+                with contextlib.suppress(Truncated, trio.BrokenResourceError):
+                    assert await near.receive_some() == b""
+                assert "does not allow it" in world.reported(Denied)[0].why
+        near.close()
+        rules.nursery.cancel_scope.cancel()
+    behind.close()

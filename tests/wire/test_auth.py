@@ -108,6 +108,20 @@ def test_an_agent_that_asks_for_no_key_is_none_to_a_client_with_one() -> None:
         client.receive_data(AGENT_PREFACE + pack(FrameType.HELLO, encode(c.HELLO)) + READY)
 
 
+def test_it_is_none_at_its_first_word_before_it_says_more() -> None:
+    client = c.KeyedMachine(C)
+    client.hello(c.CLIENT_HELLO)
+    with pytest.raises(NotAuthenticated, match="does not prove"):
+        client.receive_data(AGENT_PREFACE + pack(FrameType.HELLO, encode(c.HELLO)))
+
+
+def test_an_agent_that_asks_for_a_proof_that_nobody_offered_breaks_the_protocol() -> None:
+    client = ControlMachine(C)
+    client.hello(c.HELLO)
+    with pytest.raises(PeerBrokeProtocol, match="not offered"):
+        client.receive_data(AGENT_PREFACE + pack(FrameType.HELLO, encode(c.AGENT_HELLO)))
+
+
 @pytest.mark.parametrize("proves", [False, True], ids=["before", "after"])
 def test_a_welcome_without_a_proof_is_none(proves: bool) -> None:
     """Who stands between the two and strips AUTH gets no further."""

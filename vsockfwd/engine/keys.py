@@ -57,7 +57,7 @@ def _load_file(path: str | bytes) -> tuple[Key, ...]:
             raise ConfigError(f"key {name}: is no file")
         if found.st_uid not in (0, os.geteuid()):
             raise NotAllowed(f"key {name}: belongs to uid {found.st_uid}, who may change it", hint=f"chown it: {name}")
-        if found.st_mode & _SHARED:
+        if found.st_mode & (_SHARED & ~stat.S_IRGRP if _is_credential(path) else _SHARED):
             raise NotAllowed(
                 f"key {name}: others may read or change it (mode {stat.S_IMODE(found.st_mode):04o}): it is no secret",
                 hint=f"make a new one; or, where nobody has read it, chmod 600 {name}",
@@ -69,6 +69,13 @@ def _load_file(path: str | bytes) -> tuple[Key, ...]:
         return parse_keys(raw.decode("ascii"), f"key {name}")
     except UnicodeDecodeError:
         raise ConfigError(f"key {name}: is no text of keys", hint="vsockfwd keygen FILE makes one") from None
+
+
+def _is_credential(path: str | bytes) -> bool:
+    """Whether a service manager put it there for this service alone: its mode may then show an ACL's mask, 0440
+    (systemd.exec(5), LoadCredential=)."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return bool(folder) and os.path.realpath(os.path.dirname(os.fsdecode(path))) == os.path.realpath(str(folder))
 
 
 def create_key(path: str, name: str) -> Key:

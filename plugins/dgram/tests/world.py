@@ -67,10 +67,10 @@ class World:
         self.far = Told()
 
     @contextlib.asynccontextmanager
-    async def agent(self, mode: Mode = MODE) -> AsyncIterator[None]:
+    async def agent(self, mode: Mode = MODE, policy: Policy | None = None) -> AsyncIterator[None]:
         """Run an agent for the length of a block; its loss is total, as a kill would be."""
         engine = Engine(report=self.far.append)
-        agent = Agent(engine, {mode.name: mode}, Policy(os.geteuid()))
+        agent = Agent(engine, {mode.name: mode}, policy or Policy(os.geteuid()))
         async with trio.open_nursery() as nursery:
             listeners = await engine.network.listen(self.target)
             nursery.start_soon(serve_listeners, listeners, agent.handle, engine.report)

@@ -78,9 +78,10 @@ async def _connect(call: Call, request: Connect, address: Address) -> None:
 async def _places(call: Call, address: Address) -> list[Place]:
     """What the address stands for, as far as the client may have it. Raises NameNotResolved, NotAllowed."""
     found = await places(address)
-    if not isinstance(address, UdpAddress) or address.host in ("", "*"):
-        return found
-    allowed, refusal = [], None
+    if not isinstance(address, UdpAddress) or address.host in ("", "*", found[0][1][0]):
+        return found  # no name: the policy has seen it
+    allowed: list[Place] = []
+    refusal: NotAllowed | None = None
     for family, sockaddr in found:
         literal = UdpAddress(sockaddr[0].partition("%")[0], address.port)
         try:
