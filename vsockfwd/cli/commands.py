@@ -188,7 +188,7 @@ def _run(command: Any, words: list[str], name: str) -> int:
         mistyped = getattr(error, "option_name", "")
         if mistyped and context is not None:
             known = [name for each in context.command.params for name in each.opts if name.startswith("-")]
-            close = difflib.get_close_matches(mistyped, known, 1)
+            close = difflib.get_close_matches(mistyped, known, 1, 0.75)
             hint = f"did you mean {close[0]}?" if close else f"{path} --help"
             raise UsageError(f"{path.removeprefix(f'{PROGRAM} ')} has no option {mistyped}", hint=hint) from None
         raise UsageError(_one_line(error.format_message()), hint=f"{path} --help") from None
