@@ -1,6 +1,6 @@
 """Every shell block of the documentation is run, or says why not.
 
-In front of it stands `<!-- run -->`, `<!-- run, needs: program -->` for what must be installed, or `<!-- not run: why -->`.
+In front of it stands `<!-- run -->`, `<!-- run, needs: program -->` for what must be there, or `<!-- not run: why -->`.
 The blocks of a page that are run are one session: what one starts in the background, the next one uses.
 """
 
