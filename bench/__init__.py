@@ -7,8 +7,9 @@ one large stream; the same by size of message         streams.py
 connections and requests a second; round trips        requests.py
 what connections cost that are only there             growth.py
 on a real vsock, in a virtual machine                 rig.py
-subjects that write their own tables                  relay.py, copy.py, dgram.py
+subjects that write their own tables                  relay.py, copy.py, dgram.py, perf.py
 figures as values, kept in docs/benchmarks.json       results.py; what was asked for: targets.py
 docs/benchmarks.md and its plots, made of them        page.py, plot.py
-not part of `make bench`, for they take long          soak.py, copy_kills.py
+not part of `make bench`, for they take long          soak.py, copy_kills.py; load.py and faults.py, on
+                                                      reliability.py
 """

@@ -54,18 +54,18 @@ def main() -> int:
             print(f"{name:14} {took:>7}  {CASES[name].summary}{' *' if CASES[name].aimed_at else ''}")
         print(f"* {RUNS_OF_TARGETS}: what the targets ask for")
         return 0
-    found, failed = results.load(), []
-    if not told.page:
-        failed = _measure(names, told.rounds, found)
+    failed = [] if told.page else _measure(names, told.rounds)
+    found = results.load()
     for name in page.write(found):
         _say(f"{page.PAGE.name} has no block for {name}: add <!-- bench:{name} --> and <!-- /bench:{name} -->")
     every = [*targets.TARGETS, *(target for those in targets.OTHERS.values() for target in those)]
-    print(targets.markdown(found, [target for target in every if target.case in names]))
+    if asked := [target for target in every if target.case in names]:
+        print(targets.markdown(found, asked))
     return 1 if failed else 0
 
 
-def _measure(names: list[str], rounds: int, found: results.Results) -> list[str]:
-    """Run them into what was found before; who failed."""
+def _measure(names: list[str], rounds: int) -> list[str]:
+    """Run them, each of them kept at once; who failed."""
     able = {name: CASES[name].missing() for name in names}
     for name, reason in able.items():
         if reason:
@@ -77,13 +77,13 @@ def _measure(names: list[str], rounds: int, found: results.Results) -> list[str]
     for number, name in enumerate(names, 1):
         _say(f"{time.strftime('%H:%M:%S')} [{number}/{len(names)}] {name}: about {_minutes(expected[name])}")
         try:
-            found[name] = measure(name, rounds)
+            record = measure(name, rounds)
         except Exception as error:  # noqa: BLE001  the others' figures are worth having
             _say(f"{name}: failed, its figures stay as they were: {type(error).__name__}: {error}")
             failed.append(name)
             continue
-        _say(f"{' ' * 8} {name}: took {_minutes(found[name].taken['seconds'])}")
-        results.save(found)
+        _say(f"{' ' * 8} {name}: took {_minutes(record.taken['seconds'])}")
+        results.save(results.load() | {name: record})
     return failed
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import copy, dgram, growth, relay, requests, rig, streams
+from bench import copy, dgram, growth, perf, relay, requests, rig, streams
 from bench.harness import Command, recorded, version
 from bench.results import Figures, Key, Record
 
@@ -112,10 +112,12 @@ CASES: dict[str, Case] = {
         "TCP → vsock → TCP inside a virtual machine of the rig",
         rig.measure, ("socat", "QEMU"), (100, 20), aimed_at=True, missing=rig.missing,
     ),
-    "relay": Case("`vsockfwd relay`, pair by pair, against socat", written(relay.main), ("socat",), (5, 55), most=3),
+    "perf": Case("`vsockfwd perf` beside a plain loop", written(perf.main), (), (2, 22)),
+    "relay": Case("`vsockfwd relay`, pair by pair, against socat", written(relay.main), ("socat",), (5, 110), most=3),
     "copy": Case(
         "copies against rsync, scp and socat", written(copy.main), ("rsync", "OpenSSH", "socat"), (30, 60), most=3
     ),
+    "perf": Case("`vsockfwd perf` against a plain loop of sends and receives", written(perf.main), (), (3, 22)),
     "datagrams": Case("datagrams against socat", written(dgram.main), ("socat", "iperf3"), (5, 50), most=3),
 }  # fmt: skip
 
@@ -139,6 +141,7 @@ def setting(programs: tuple[str, ...]) -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),
+        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
         "commit": _commit(),
         "versions": {name: _short(version(*VERSIONS[name])) for name in programs},
     }

@@ -9,8 +9,11 @@ docs/reliability.json. Exits with 1 where an outcome was wrong.
 
 from __future__ import annotations
 
+import functools
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 from bench.reliability import counted
 from tests import guard
@@ -19,6 +22,7 @@ guard.install()
 
 from tests.faults.scenarios import SCENARIOS  # noqa: E402 - nothing before the guard
 from tests.faults.sweep import Tally, sweep_cancellations, sweep_faults  # noqa: E402
+from tests.peers.spoilt import ANSWER, CONTROL, STREAM, WELCOME, against_agent, against_client, every  # noqa: E402
 
 
 def note(section: str, tally: Tally) -> None:
@@ -32,6 +36,30 @@ def note(section: str, tally: Tally) -> None:
         print(f"  {line}")
     with counted(section, tally.scenario) as counts:
         counts.update(points=tally.points, complete=tally.complete, failed=tally.failed, wrong=len(tally.wrong))
+        counts.update({"ways": dict(tally.ways)} if tally.ways else {})
+
+
+def spoil_all() -> int:
+    """A peer that spoils every field of every frame; how many scripts came to a wrong end."""
+    wrong = 0
+    for what, script, run in (
+        ("a client's control connection", CONTROL, functools.partial(against_agent, script=CONTROL)),
+        ("a client's stream", STREAM, functools.partial(against_agent, script=STREAM)),
+        ("an agent's control connection", WELCOME, functools.partial(against_client, stream=False)),
+        ("an agent's stream", ANSWER, functools.partial(against_client, stream=True)),
+    ):
+        cases = every(script)
+        failed = ""
+        with tempfile.TemporaryDirectory(prefix="vsockfwd-faults-") as folder:
+            try:
+                run(Path(folder), cases=cases)
+            except (AssertionError, Exception) as error:  # noqa: BLE001 - whatever it is, it is wrong
+                failed = f"{type(error).__name__}: {error}"
+        wrong += bool(failed)
+        print(f"spoilt, {what}: {len(cases)} ways, {failed or 'none wrong'}", flush=True)
+        with counted("spoilt", what) as counts:
+            counts.update(points=len(cases), wrong=int(bool(failed)))
+    return wrong
 
 
 def main(names: list[str]) -> int:
@@ -47,6 +75,8 @@ def main(names: list[str]) -> int:
         for section, tally in tallies:
             note(section, tally)
             wrong += len(tally.wrong)
+    if not names:
+        wrong += spoil_all()
     print(f"{time.monotonic() - began:.0f} s")
     return 1 if wrong else 0
 

@@ -106,11 +106,12 @@ def section(name: str, record: Record) -> str:
 
 def _setting(record: Record) -> str:
     taken = record.taken
-    versions = ", ".join(f"{name} {number}" for name, number in taken["versions"].items())
+    versions = "".join(f"; {name} {number}" for name, number in taken["versions"].items())
     rounds = "1 round" if taken["rounds"] == 1 else f"{taken['rounds']} rounds"
+    raised = f", at a niceness of {taken['niceness']} beside other work" if taken.get("niceness", 0) < 0 else ""
     return (
-        f"{taken['date']}, {rounds}, begun at a load of {taken['load']:.1f}; Linux {taken['kernel']}, {taken['cores']} "
-        f"cores, Python {taken['python']}, vsockfwd {taken['commit']}; {versions}."
+        f"{taken['date']}, {rounds}, begun at a load of {taken['load']:.1f}{raised}; Linux {taken['kernel']}, "
+        f"{taken['cores']} cores, Python {taken['python']}, vsockfwd {taken['commit']}{versions}."
     )
 
 
@@ -191,6 +192,7 @@ TITLES = {
     "hops-requests": "Requests through two hops: wrk → forward → agent → nginx",
     "hybrid": "Through a VMM's hybrid socket",
     "rig": "Across a real vsock, inside an emulated virtual machine",
+    "perf": "vsockfwd perf beside a plain loop",
     "relay": "vsockfwd relay, pair by pair",
     "copy": "Copies, tmpfs to tmpfs",
     "datagrams": "Datagrams",

@@ -214,7 +214,7 @@ def _ratio(row: Ratio, at: Callable[[float], float], y: float) -> list[str]:
 
 # --- curves
 
-_TALL, _SIDE, _NAMES = 250, 58, 184
+_TALL, _SIDE, _NAMES = 250, 58, 198
 
 
 def curves(title: str, panels: Sequence[Panel], explained: str = "") -> str:

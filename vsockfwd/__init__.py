@@ -10,12 +10,16 @@ To change …                                                     open …
   what a plugin may be, see and call                              contract.py (values), plugin.py (what it may import)
   what every forward rule may say, and who may use one            rule.py; the file that holds them: config.py
   how the guests of this machine are found, and named             guests/
-  who is let in to an agent, and what for                         policy.py
+  who is let in to an agent, and what for                         policy.py, on what may be written: allow.py
+  what an agent gives up once it listens                          engine/confine.py
+  how many streams a client has, how fast                         engine/quota.py
+  keys: their files, the proof, what a wrong one gets             key.py, engine/keys.py, wire/auth.py, engine/door.py
   the bytes between two vsockfwd peers                            wire/: frames, messages, control and stream machines
   … and in front of a connection, for others                      wire/proxy_protocol.py, engine/proxied.py
   how a kind of socket is dialled, listened on or identified      transport/: one file a scheme, base.py is the seam
+  … in TLS                                                        transport/tls.py
   how fast bytes move, how an end or a cut is passed on           engine/pump.py, engine/relay.py (plain streams)
-  … without a task for each                                       engine/poll.py
+  … without a task for each; alone in a process                   engine/poll.py; engine/alone.py
   … and between two vsockfwd peers                                engine/link.py, control_link.py, on wired.py
   logging in, staying alive                                       engine/session.py (client), engine/agent.py (server)
   listening at the agent's for a client                           engine/listening.py (agent's), incoming.py (client's)
@@ -34,8 +38,8 @@ To change …                                                     open …
   copy, relay, dgram                                              plugins/, a distribution each
 
 Arrows of import point one way: cli → modes, report, demo, doctor, bootstrap → plugin, discovery → engine → transport,
-wire → guests → policy, config → contract → address, events → identity, service → errors. `make check` holds the code
-to it.
+wire → guests → policy, config → contract → allow → rule → address, events → identity, service, key → errors. `make
+check` holds the code to it.
 """
 
 __version__ = "0.1.0"

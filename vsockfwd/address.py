@@ -81,6 +81,27 @@ def _interface(text: str) -> str:
     return text
 
 
+def _file(text: str) -> str:
+    """Kept as `os.fsdecode` has paths."""
+    raw = text.encode("utf-8", "surrogateescape")
+    if not raw or b"%" in re.sub(rb"%[0-9A-Fa-f]{2}", b"", raw):
+        raise ValueError("is a file's path; %XX writes a byte that the grammar uses")
+    raw = re.sub(rb"%([0-9A-Fa-f]{2})", lambda match: bytes.fromhex(match[1].decode()), raw)
+    if b"\0" in raw:
+        raise ValueError("is a file's path, which holds no NUL byte")
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _write_file(path: str) -> str:
+    return _quote(path.encode("utf-8", "surrogateescape"))
+
+
+def _peer_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,253}", text):
+        raise ValueError("is a name or an IP address, as a certificate has it")
+    return text
+
+
 def _format_seconds(value: float) -> str:
     return f"{value:.6f}".rstrip("0").rstrip(".")
 
@@ -92,6 +113,8 @@ class Option:
     read: Callable[[str], Any]
     write: Callable[[Any], str]
     meaning: str
+    flag: bool = False
+    """Whether it stands alone, without a value."""
 
 
 OPTIONS: Mapping[str, Option] = {
@@ -101,10 +124,19 @@ OPTIONS: Mapping[str, Option] = {
     "keepalive": Option(_count_or_none, str, "seconds of silence after which a TCP peer is asked for a sign of life"),
     "linger": Option(_count_or_none, str, "seconds that unsent bytes of a closed TCP connection are still sent"),
     "interface": Option(_interface, str, "network interface on which a multicast group is joined, or sent to"),
+    "auth-key": Option(_file, _write_file, "file of the key that is shared with a target's agent"),
+    "tls": Option(bool, str, "TLS, both sides with a certificate", flag=True),
+    "cert": Option(_file, _write_file, "file of the certificate that is shown in TLS, and what signed it"),
+    "key": Option(_file, _write_file, "file of its private key, where it stands in another"),
+    "ca": Option(_file, _write_file, "file of the certificates that the peer's is to be signed by"),
+    "peer-name": Option(_peer_name, str, "name that the peer's certificate is to bear, instead of the host's"),
     "mode": Option(_file_mode, lambda value: f"{value:04o}", "permissions of the socket's file when listening"),
 }
 
-_STREAM_OPTIONS = ("connect-timeout", "backlog")
+_TLS_OPTIONS = ("tls", "cert", "key", "ca", "peer-name")
+_STREAM_OPTIONS = ("connect-timeout", "backlog", *_TLS_OPTIONS)
+_TARGET_OPTIONS = ("auth-key",)
+"""What a TARGET may have besides."""
 
 
 # --- the addresses ------------------------------------------------------------------------------------------------
@@ -136,7 +168,10 @@ class Address:
         return f"{self.scheme}:{self.rest()}"
 
     def __str__(self) -> str:
-        return self.bare() + "".join(f",{name}={OPTIONS[name].write(value)}" for name, value in self.options)
+        return self.bare() + "".join(
+            f",{name}" if OPTIONS[name].flag else f",{name}={OPTIONS[name].write(value)}"
+            for name, value in self.options
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +179,7 @@ class VsockAddress(Address):
     """`vsock:CID:PORT`: an AF_VSOCK stream socket. Both numbers are 32 bits wide."""
 
     scheme = "vsock"
-    known_options = ("connect-timeout", "backlog", "buffer")
+    known_options = (*_STREAM_OPTIONS, "buffer")
 
     cid: int
     port: int
@@ -328,6 +363,10 @@ class AcceptAddress(Address):
 
     place: Address
     any_user: bool = False
+
+    def option(self, name: str, default: Any = None) -> Any:
+        """The place's."""
+        return self.place.option(name, default)
 
     def bare(self) -> str:
         return f"accept:{self.place.bare()}"
@@ -515,8 +554,11 @@ _SCHEMES: Mapping[str, tuple[type[Address], Callable[[_Reader], Address]]] = {
 SCHEMES = tuple(_SCHEMES)
 
 
-def parse(text: str) -> Address:
-    """Read an address. Raises AddressError, which names the character where reading stopped making sense."""
+def parse(text: str, more_options: tuple[str, ...] = ()) -> Address:
+    """Read an address. Raises AddressError, which names the character where reading stopped making sense.
+
+    `more_options` are known beside the scheme's own.
+    """
     whole = _Reader(text, 0, len(text))
     body, options_at = (text, len(text)) if "," not in text else (text[: text.index(",")], text.index(","))
     if body in ("-", "stdio"):
@@ -530,13 +572,13 @@ def parse(text: str) -> Address:
             raise whole.error(f"{scheme} is followed by a colon", len(scheme))
     kind, read = _SCHEMES[scheme]
     address = read(_Reader(text, start, options_at))
-    options = _parse_options(whole, kind, options_at)
+    options = _parse_options(whole, kind, options_at, more_options)
     return dataclasses.replace(address, options=options) if options else address
 
 
-def parse_stream(text: str) -> Address:
+def parse_stream(text: str, more_options: tuple[str, ...] = ()) -> Address:
     """Read an address that streams go over: one of a datagram scheme is an AddressError."""
-    address = parse(text)
+    address = parse(text, more_options)
     if address.datagrams:
         raise AddressError(
             f"{address.scheme} carries datagrams, a stream is needed here",
@@ -547,14 +589,17 @@ def parse_stream(text: str) -> Address:
     return address
 
 
-def _parse_options(whole: _Reader, kind: type[Address], at: int) -> tuple[tuple[str, Any], ...]:
+def _parse_options(
+    whole: _Reader, kind: type[Address], at: int, more: tuple[str, ...] = ()
+) -> tuple[tuple[str, Any], ...]:
     found: dict[str, Any] = {}
+    names = (*kind.known_options, *more)
     for part in whole.text[at + 1 :].split(",") if at < whole.end else ():
         start = at + 1
         at = start + len(part)
         name, equals, value = part.partition("=")
-        if name not in kind.known_options:
-            known = ", ".join(kind.known_options)
+        if name not in names:
+            known = ", ".join(names)
             scheme = kind.scheme
             raise whole.error(
                 f"{scheme} has no option {name!r}" if name else "an option is missing after the comma",
@@ -563,12 +608,20 @@ def _parse_options(whole: _Reader, kind: type[Address], at: int) -> tuple[tuple[
             )
         if name in found:
             raise whole.error(f"option {name} stands twice", start)
+        if OPTIONS[name].flag:
+            if equals:
+                raise whole.error(f"{name} stands alone, without a value", start + len(name))
+            found[name] = True
+            continue
         if not equals:
             raise whole.error(f"option {name} takes a value", at, f"{name}=…")
         try:
             found[name] = OPTIONS[name].read(value)
         except ValueError as error:
             raise whole.error(f"{name} {error}", start + len(name) + 1) from None
+    for name, needed in (("cert", "tls"), ("key", "cert"), ("ca", "tls"), ("peer-name", "tls")):
+        if name in found and needed not in found:
+            raise whole.error(f"{name} goes with {needed}", whole.text.index(f",{name}=") + 1)
     return tuple(sorted(found.items()))
 
 
@@ -632,8 +685,8 @@ def parse_target(text: str, port: int | None = None) -> Address:
             hint="a target is a CID such as 3, or an address such as vsock:3, hybrid:/run/vm.vsock or unix:/run/a.sock",
         )
     if any(pattern.fullmatch(body) for pattern in _PORTLESS):
-        return parse_stream(f"{body}:{agent_port}{comma}{options}")
-    target = parse_stream(text)
+        return parse_stream(f"{body}:{agent_port}{comma}{options}", _TARGET_OPTIONS)
+    target = parse_stream(text, _TARGET_OPTIONS)
     written = getattr(target, "port", None)
     if port is not None and port != written:
         reason = f"port {written} stands in it" if written is not None else f"{target.scheme} has no port"
@@ -645,6 +698,14 @@ def parse_target(text: str, port: int | None = None) -> Address:
             hint="name a socket address",
         )
     return target
+
+
+def with_key(target: Address, path: str) -> Address:
+    """A target whose agent knows the key in this file, whatever key it named itself."""
+    if isinstance(target, AcceptAddress):
+        return dataclasses.replace(target, place=with_key(target.place, path))
+    options = dict(target.options) | {"auth-key": path}
+    return dataclasses.replace(target, options=tuple(sorted(options.items())))
 
 
 def _parse_accept(text: str, port: int | None) -> AcceptAddress:

@@ -3,6 +3,9 @@
     [targets]
     web = "vsock:3"
 
+    [serve]                     # what `vsockfwd serve` does; allow.py has its keys
+    listen = ["vsock:any:876"]
+
     [[forward]]
     kind = "local"              # which keys there are depends on the kind; without a target it is "raw"
     listen = "tcp:8080"
@@ -29,10 +32,11 @@ from typing import Any
 import msgspec
 
 from vsockfwd.address import Address, HybridAddress, TcpAddress, VsockAddress, parse_target
+from vsockfwd.allow import Serve, is_below
 from vsockfwd.errors import AddressError, ConfigError, VsockfwdError, printable
 from vsockfwd.rule import Rule, RuleKind, clash, read_field
 
-TOP = ("targets", "forward")
+TOP = ("targets", "forward", "serve")
 
 NAME = r"[A-Za-z_][A-Za-z0-9_.-]{0,63}"
 """A target's name; a guest of another user's has that one's name and a slash in front."""
@@ -55,6 +59,7 @@ class Config:
 
     targets: Mapping[str, Address] = field(default_factory=dict)
     rules: tuple[NamedRule, ...] = ()
+    serve: Serve = field(default_factory=Serve)
 
 
 def parse_config(
@@ -64,10 +69,7 @@ def parse_config(
 
     Raises ConfigError: file, key path, what is wrong.
     """
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source}: {error}") from None
+    tables = _tables(text, source)
     for key in tables:
         if key not in TOP:
             raise ConfigError(f"{source}: {printable(key)}: no such table", hint=f"there are {', '.join(TOP)}")
@@ -80,15 +82,35 @@ def parse_config(
         read_rule(table, f"{source}: forward[{number}]", kinds, known) for number, table in enumerate(found, 1)
     )
     _check_together(rules, source)
-    return Config(targets, rules)
+    return Config(targets, rules, _serve(tables, source))
 
 
 def parse_targets(text: str, source: str) -> dict[str, Address]:
     """The targets of a file's text alone; what else stands there is not looked at. Raises ConfigError."""
+    return _targets(_tables(text, source), source)
+
+
+def parse_serve(text: str, source: str) -> Serve:
+    """The table [serve] of a file's text alone; what else stands there is not looked at. Raises ConfigError."""
+    return _serve(_tables(text, source), source)
+
+
+def _tables(text: str, source: str) -> Mapping[str, Any]:
     try:
-        return _targets(tomllib.loads(text), source)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: {error}") from None
+
+
+def _serve(tables: Mapping[str, Any], source: str) -> Serve:
+    try:
+        serve = msgspec.convert(tables.get("serve", {}), Serve, dec_hook=read_field)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_told(str(error), f"{source}: serve")) from None
+    for number, entry in enumerate(serve.allow, 1):
+        if serve.root is not None and entry.root is not None and not is_below(entry.root, serve.root):
+            raise ConfigError(f"{source}: serve.allow[{number}].root: {printable(entry.root)} is not below serve.root")
+    return serve
 
 
 def _targets(tables: Mapping[str, Any], source: str) -> dict[str, Address]:

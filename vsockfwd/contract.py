@@ -46,10 +46,14 @@ class Access(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Resource:
     """Something that a request touches: an address to connect to or to listen on, a path to read or write; or, to
-    measure, the time of the agent's machine."""
+    measure, the time of the agent's machine.
+
+    `asked` is the address as it was asked for, where its name was looked up and came to `name`.
+    """
 
     access: Access
     name: str
+    asked: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,13 @@ class Channel(Protocol):
         """
         ...
 
+    def try_send_frames(self, *frames: tuple[int, bytes | bytearray | memoryview]) -> bool:
+        """The same for a callback, which cannot wait; not while `send_frames` is under way.
+
+        False: some of it is left over, and goes before what the next `send_frames` sends, be that nothing.
+        """
+        ...
+
     async def send_end(self) -> None:
         """This direction is complete."""
         ...
@@ -143,7 +154,7 @@ class Call(Protocol):
     peer: Identity
     report: Report
     root: str | None
-    """The directory that paths are below, and start at; None: the whole file system."""
+    """The directory that paths are below, and start at, for this client; None: the whole file system."""
 
     def arguments(self, kind: type[M]) -> M:
         """The request's arguments, decoded and checked. Raises BadRequest."""
@@ -154,7 +165,12 @@ class Call(Protocol):
         ...
 
     async def connect(self, address: str) -> Any:
-        """Dial an address on the client's behalf (the policy was asked before). Raises what the dial failed with."""
+        """Dial an address on the client's behalf. The policy was asked about the address before; what a name in it
+        comes to, it is asked here. Raises NotAllowed, or what the dial failed with."""
+        ...
+
+    def check(self, resource: Resource) -> None:
+        """Ask the policy about what a mode found out by itself: where a name led. Raises NotAllowed."""
         ...
 
 

@@ -152,13 +152,23 @@ class ClientAway(Event, frozen=True):
 
 
 class Denied(Event, frozen=True):
-    """Somebody was turned away."""
+    """Somebody was turned away. `forged`: it showed a key, and that is none of ours."""
 
     peer: str
     why: str
+    forged: bool = False
 
     def __str__(self) -> str:
         return f"{self.peer} turned away: {self.why}"
+
+
+class Confined(Event, frozen=True):
+    """What this process can do no more."""
+
+    how: str
+
+    def __str__(self) -> str:
+        return f"confined: {self.how}"
 
 
 class Problem(Event, frozen=True):

@@ -98,4 +98,32 @@ class OwnPeer(msgspec.Struct, frozen=True):
         return self.name
 
 
-Identity = VsockPeer | UnixPeer | NetworkPeer | GuestPeer | OwnPeer
+class CertificatePeer(msgspec.Struct, frozen=True):
+    """Who has shown a certificate that is trusted where it came in, wherever from (`seen`). Its names, best first."""
+
+    names: tuple[str, ...]
+    seen: VsockPeer | UnixPeer | NetworkPeer | GuestPeer | OwnPeer
+
+    @property
+    def principal(self) -> tuple[str, str]:
+        return ("cert", self.names[0])
+
+    def __str__(self) -> str:
+        return f"certificate {self.names[0]} ({self.seen})"
+
+
+class KeyPeer(msgspec.Struct, frozen=True):
+    """Who has proven to know the key of this name, wherever it came from (`seen`)."""
+
+    name: str
+    seen: VsockPeer | UnixPeer | NetworkPeer | GuestPeer | OwnPeer | CertificatePeer
+
+    @property
+    def principal(self) -> tuple[str, str]:
+        return ("key", self.name)
+
+    def __str__(self) -> str:
+        return f"key {self.name} ({self.seen})"
+
+
+Identity = VsockPeer | UnixPeer | NetworkPeer | GuestPeer | OwnPeer | CertificatePeer | KeyPeer

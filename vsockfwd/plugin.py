@@ -6,7 +6,8 @@ Built-in modes are written against it like anyone's; what is not here is not for
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vsockfwd import __version__
 from vsockfwd.address import (
@@ -46,19 +47,11 @@ from vsockfwd.contract import (
     package_of,
 )
 from vsockfwd.engine import Engine
-from vsockfwd.engine.agent import Agent, decode_arguments
-from vsockfwd.engine.incoming import Incoming
 from vsockfwd.engine.invocation import Invocation
 from vsockfwd.engine.poll import Poll
-from vsockfwd.engine.proxied import connected_to, header_for, read_header, send_header
 from vsockfwd.engine.pump import BufferPool
 from vsockfwd.engine.relay import ending_of, relay
-from vsockfwd.engine.relays import Relays
-from vsockfwd.engine.rules import Carrying, Keeper, Rules, State, Status, Work
 from vsockfwd.engine.server import Gate, serve_listeners
-from vsockfwd.engine.session import Opened as OpenedStream
-from vsockfwd.engine.session import Session, open_session
-from vsockfwd.engine.workers import Workers, bind, unsaid
 from vsockfwd.errors import (
     AddressError,
     BadRequest,
@@ -109,15 +102,49 @@ from vsockfwd.events import (
     ignore,
 )
 from vsockfwd.identity import CID_ANY, CID_LOCAL, GuestPeer, Identity, NetworkPeer, OwnPeer, UnixPeer, VsockPeer
-from vsockfwd.policy import Policy
 from vsockfwd.rule import HERE, Admitted, AgentRule, AnyEnd, ForwardRule, Rule, RuleKind, StreamEnd, WhenDown, Written
-from vsockfwd.transport.base import Features, Listener, SocketStream, Stream
+from vsockfwd.transport.base import NEVER, Features, Listener, SocketStream, Stream
 from vsockfwd.transport.descriptor import DescriptorStream, listener_over, stream_over
 from vsockfwd.transport.network import Network, system_network
+from vsockfwd.transport.tls import TlsStream, bears, names_of
 from vsockfwd.transport.vsock import own_cid, why_no_loopback, why_unsupported
-from vsockfwd.wire.proxy_protocol import header
+
+if TYPE_CHECKING:
+    from vsockfwd.engine.agent import Agent, decode_arguments
+    from vsockfwd.engine.incoming import Incoming
+    from vsockfwd.engine.proxied import connected_to, header_for, read_header, send_header
+    from vsockfwd.engine.relays import Relays
+    from vsockfwd.engine.rules import Carrying, Keeper, Rules, State, Status, Work
+    from vsockfwd.engine.session import Opened as OpenedStream
+    from vsockfwd.engine.session import Session, open_session
+    from vsockfwd.engine.workers import Workers, bind, unsaid
+    from vsockfwd.policy import Policy
+    from vsockfwd.wire.proxy_protocol import header
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_WHEN_ASKED = {
+    "vsockfwd.engine.agent": ("Agent", "decode_arguments"),
+    "vsockfwd.engine.incoming": ("Incoming",),
+    "vsockfwd.engine.proxied": ("connected_to", "header_for", "read_header", "send_header"),
+    "vsockfwd.engine.relays": ("Relays",),
+    "vsockfwd.engine.rules": ("Carrying", "Keeper", "Rules", "State", "Status", "Work"),
+    "vsockfwd.engine.session": ("OpenedStream", "Session", "open_session"),
+    "vsockfwd.engine.workers": ("Workers", "bind", "unsaid"),
+    "vsockfwd.policy": ("Policy",),
+    "vsockfwd.wire.proxy_protocol": ("header",),
+}
+"""What not every mode uses, by its module: imported when it is asked for, which is a tenth of a command's start."""
+
+_CALLED_ELSE = {"OpenedStream": "Opened"}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _WHEN_ASKED.items():
+        if name in names:
+            found = globals()[name] = getattr(import_module(module), _CALLED_ELSE.get(name, name))
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def takes_argv(function: F) -> F:
@@ -134,6 +161,7 @@ __all__ = [
     "CID_LOCAL",
     "CONTRACT",
     "HERE",
+    "NEVER",
     "SCHEMES",
     "AbstractAddress",
     "Access",
@@ -220,6 +248,7 @@ __all__ = [
     "Summary",
     "TcpAddress",
     "TimedOut",
+    "TlsStream",
     "TransportMissing",
     "Truncated",
     "UdpAddress",
@@ -240,6 +269,7 @@ __all__ = [
     "Workers",
     "Written",
     "__version__",
+    "bears",
     "bind",
     "connected_to",
     "decode_arguments",
@@ -251,6 +281,7 @@ __all__ = [
     "header_for",
     "ignore",
     "listener_over",
+    "names_of",
     "open_session",
     "own_cid",
     "package_of",

@@ -9,15 +9,28 @@ The thing to understand first: two rules are the same when their structs are equ
 from __future__ import annotations
 
 import ipaddress
+import os
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
 
 from vsockfwd.address import Address, parse, parse_stream
-from vsockfwd.errors import AddressError, VsockfwdError
-from vsockfwd.identity import GuestPeer, Identity, NetworkPeer, UnixPeer, VsockPeer
+from vsockfwd.errors import AddressError, VsockfwdError, printable
+from vsockfwd.identity import (
+    CID_HOST,
+    CID_LOCAL,
+    CertificatePeer,
+    GuestPeer,
+    Identity,
+    KeyPeer,
+    NetworkPeer,
+    UnixPeer,
+    VsockPeer,
+)
+from vsockfwd.key import NAME
 
 MOST_CONNECTIONS = 16_000
 """Connections at once, in all: below the descriptors that a process usually may have, two for each."""
@@ -84,13 +97,21 @@ class AnyEnd(Written):
 
 
 class Admitted(Written):
-    """Who may connect: `cid:N`, `uid:N`, `net:NETWORK` or `guest` (who is behind a hybrid socket)."""
+    """Who is meant: `cid:N` (`cid:host:privileged` for its privileged processes), `uid:N`, `net:NETWORK`, `guest`
+    (who is behind a hybrid socket; `guest:PATH`, behind that one) or `cert:NAME` (`cert:*.NAME`), who has shown a
+    certificate for that name."""
 
     value: str
+    proven: ClassVar[bool] = False
+    """Whether `key:NAME` may be written too: only an agent asks for keys."""
 
     @classmethod
     def read(cls, text: str) -> Self:
         kind, _, rest = text.partition(":")
+        if kind == "cid" and rest in _CIDS:
+            return cls(f"cid:{_CIDS[rest]}")
+        if text in (f"cid:host{PRIVILEGED}", f"cid:{CID_HOST}{PRIVILEGED}"):
+            return cls(f"cid:{CID_HOST}{PRIVILEGED}")
         if kind in ("cid", "uid") and rest.isascii() and rest.isdigit():
             return cls(f"{kind}:{int(rest)}")
         if kind == "net":
@@ -98,24 +119,43 @@ class Admitted(Written):
                 return cls(f"net:{ipaddress.ip_network(rest)}")
             except ValueError as error:
                 raise VsockfwdError(f"{text!r}: {error}") from None
-        if text == "guest":
+        if kind == "guest" and (text == kind or rest.startswith("/")):
             return cls(text)
-        raise VsockfwdError(f"{text!r} names nobody: cid:N, uid:N, net:10.0.0.0/8 and guest do")
+        if kind == "cert" and re.fullmatch(r"(\*\.)?[A-Za-z0-9_.:@/-]{1,253}", rest):
+            return cls(f"cert:{rest.lower()}")
+        if cls.proven and kind == "key" and (rest == "*" or NAME.fullmatch(rest)):
+            return cls(text)
+        known = f"cid:N, uid:N, net:10.0.0.0/8, guest, cert:NAME{', key:NAME' * cls.proven}"
+        raise VsockfwdError(f"{printable(text)!r} names nobody: {known} do")
 
     def admits(self, peer: Identity) -> bool:
         """Whether a peer is meant."""
         kind, _, rest = self.value.partition(":")
         match peer:
             case VsockPeer(cid=cid):
-                return kind == "cid" and int(rest) == cid
+                number, _, privileged = rest.partition(":")
+                return kind == "cid" and int(number) == cid and (peer.privileged or not privileged)
             case UnixPeer(uid=uid):
                 return kind == "uid" and int(rest) == uid
             case NetworkPeer(host=host):
                 return kind == "net" and ipaddress.ip_address(host.partition("%")[0]) in ipaddress.ip_network(rest)
-            case GuestPeer():
-                return kind == "guest"
+            case GuestPeer(socket=socket):
+                return kind == "guest" and (not rest or os.fsencode(rest) == socket)
+            case CertificatePeer(names=names):
+                return kind == "cert" and any(_is_for(name.lower(), rest) for name in names)
+            case KeyPeer(name=name):
+                return kind == "key" and rest in ("*", name)
             case _:
                 return False
+
+
+def _is_for(name: str, wanted: str) -> bool:
+    return name.endswith(wanted[1:]) and name != wanted[1:] if wanted.startswith("*.") else name == wanted
+
+
+PRIVILEGED = ":privileged"
+
+_CIDS = {"host": CID_HOST, "local": CID_LOCAL}
 
 
 def read_field(kind: type[Any], value: object) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -28,6 +29,8 @@ from vsockfwd.address import (
     VsockPacketAddress,
     parse,
     parse_stream,
+    parse_target,
+    with_key,
 )
 from vsockfwd.errors import AddressError
 from vsockfwd.identity import CID_ANY
@@ -245,9 +248,13 @@ OPTION_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "linger": st.integers(0, 9999),
     "backlog": st.integers(1, 10**9 - 1),
     "buffer": st.integers(1, 1 << 30),
+    "auth-key": st.binary(min_size=1).map(lambda raw: os.fsdecode(raw.replace(b"\0", b"/"))),
+    "tls": st.just(True),
+    "peer-name": st.from_regex(r"[A-Za-z0-9_.:-]{1,50}", fullmatch=True),
     "mode": st.integers(0, 0o777),
     "interface": st.from_regex(r"[A-Za-z0-9_.-]{1,15}", fullmatch=True),
 }
+OPTION_VALUES |= dict.fromkeys(("cert", "key", "ca"), OPTION_VALUES["auth-key"])
 ports = st.integers(0, 65535)
 vsock_ports = st.integers(0, VSOCK_PORT_LIMIT)
 labels = st.from_regex(r"[a-zA-Z0-9_][a-zA-Z0-9_-]{0,20}", fullmatch=True)
@@ -285,6 +292,8 @@ FIELDS: dict[type[Address], tuple[st.SearchStrategy[Any], ...]] = {
 def addresses(draw: st.DrawFn) -> Address:
     kind = draw(st.sampled_from(list(FIELDS)))
     chosen = draw(st.sets(st.sampled_from(kind.known_options))) if kind.known_options else set()
+    chosen |= {"tls"} if chosen & {"cert", "key", "ca", "peer-name"} else set()
+    chosen |= {"cert"} if "key" in chosen else set()
     options = tuple((name, draw(OPTION_VALUES[name])) for name in sorted(chosen))
     return kind(*(draw(field) for field in FIELDS[kind]), options=options)
 
@@ -312,6 +321,28 @@ def test_any_text_is_an_address_or_an_address_error(text: str) -> None:
             assert parse(said) == address
         assert said.isprintable()
         assert 0 <= position <= len(candidate)
+
+
+@given(OPTION_VALUES["auth-key"], st.sampled_from(["vsock:3:876", "unix:/a", "tcp:[::1]:5", "accept:vsock:3:9"]))
+def test_a_target_keeps_its_key_file_whatever_that_is_called(path: str, text: str) -> None:
+    target = with_key(parse_target(text), path)
+    assert target.option("auth-key") == path
+    assert parse_target(str(target)) == target
+    assert target.bare() == text
+    assert with_key(target, "/another").option("auth-key") == "/another"
+
+
+@pytest.mark.parametrize("text", ["tcp:80,auth-key=/k", "unix:/a,auth-key=/k"])
+def test_a_key_is_for_targets_alone(text: str) -> None:
+    with pytest.raises(AddressError, match="no option 'auth-key'"):
+        parse(text)
+    assert parse_target(text).option("auth-key") == "/k"
+
+
+@pytest.mark.parametrize("value", ["", "%", "%2", "a%0"])
+def test_a_key_files_path_is_written_as_other_paths_are(value: str) -> None:
+    with pytest.raises(AddressError, match="is a file's path"):
+        parse_target(f"3,auth-key={value}")
 
 
 def test_the_property_test_knows_every_scheme_and_every_option() -> None:

@@ -86,7 +86,7 @@ def test_a_command_that_nobody_calls_ends_in_time_and_leaves_nothing(tmp_path: P
 @pytest.mark.parametrize(
     ("address", "code", "said"),
     [
-        ("tcp:5000", 77, "an agent lets nobody in over TCP"),
+        ("tcp:5000", 77, "nobody is let in over TCP without a key"),
         ("vsock:host:5000", 77, "who listens there would not be let in: the host's process is not priv"),
         ("vsock:3:876", 77, "--allow-cid 3"),
         ("hybrid:/run/vm:5000", 77, "--allow-guest"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsockfwd.config import Config, parse_config
+from vsockfwd.config import Config, parse_config, parse_serve
 from vsockfwd.errors import ConfigError
 from vsockfwd.identity import GuestPeer, NetworkPeer, OwnPeer, UnixPeer, VsockPeer
 from vsockfwd.modes.forward import LOCAL, RAW, LocalRule, RawRule
@@ -153,3 +153,59 @@ def test_any_text_is_a_config_or_a_config_error(text: str):
 def test_every_network_admits_its_own_addresses(address):
     width = 32 if isinstance(address, ipaddress.IPv4Address) else 128
     assert Admitted.read(f"net:{address}/{width}").admits(NetworkPeer(str(address), 1))
+
+
+def test_a_forward_that_asks_nobody_for_a_key_admits_nobody_by_one():
+    with pytest.raises(ConfigError, match="names nobody"):
+        parse_config(RULE + "allow = ['key:web']\n", "f.toml", KINDS)
+
+
+# --- [serve]
+
+SERVE = """
+[serve]
+listen = ["vsock:any:876", "unix:/run/agent.sock,mode=0660"]
+keys = ["/etc/vsockfwd/keys"]
+allow-cid = ["host", 3]
+allow-connect = ["tcp:localhost:80"]
+root = "/srv"
+max-connections = 100
+
+[[serve.allow]]
+who = ["key:web", "net:10.0.0.0/8"]
+connect = ["tcp:80"]
+root = "/srv/web"
+read-only = true
+max-rate = 5
+"""
+
+
+def test_what_an_agent_may_be_is_read_as_it_was_written():
+    serve = parse_serve(SERVE, "f.toml")
+    assert [str(one) for one in serve.listen] == ["vsock:any:876", "unix:/run/agent.sock,mode=0660"]
+    assert serve.allow_cid == ("host", 3)
+    (entry,) = serve.allow
+    assert [str(who) for who in entry.who] == ["key:web", "net:10.0.0.0/8"]
+    assert (entry.root, entry.read_only, entry.max_rate, entry.listen) == ("/srv/web", True, 5, None)
+    assert parse_config(SERVE, "f.toml", {}).serve == serve
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("listens = []", "f.toml: serve: the table contains unknown field 'listens'"),
+        ("read-only = 1", "f.toml: serve.read-only: expected 'bool', got 'int'"),
+        ("allow-connect = ['tcp:80', 'tcp:90-80']", "f.toml: serve.allow-connect[2]: address 'tcp:90-80', character 5"),
+        ("root = 'srv'", "f.toml: serve.root: "),
+        ("max-connections = 0", "f.toml: serve.max-connections: "),
+        ("[[serve.allow]]\nconnect = []", "f.toml: serve.allow[1]: the table missing required field 'who'"),
+        ("[[serve.allow]]\nwho = []", "f.toml: serve.allow[1].who: "),
+        ("[[serve.allow]]\nwho = ['guests']", "f.toml: serve.allow[1].who[1]: 'guests' names nobody"),
+        ("[[serve.allow]]\nwho = ['guest']\nmodes = ['A B']", "f.toml: serve.allow[1].modes[1]: "),
+        ("root = '/srv'\n[[serve.allow]]\nwho = ['guest']\nroot = '/etc'", "f.toml: serve.allow[1].root: /etc is"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_who_may_what_is_pointed_at(said: str, words: str):
+    with pytest.raises(ConfigError) as caught:
+        parse_serve(f"[serve]\n{said}\n", "f.toml")
+    assert caught.value.message.startswith(words)

@@ -75,6 +75,11 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     return tcp_pair if request.param == "tcp" else lambda name: memory_pair(near=name, far=name)
 
 
+async def alone(near: Stream, far: Stream, buffers: BufferPool) -> Outcome:
+    """`relay`, as what has the process to itself."""
+    return await relay(near, far, buffers, alone=True)
+
+
 async def in_a_group(near: Stream, far: Stream, buffers: BufferPool) -> Outcome:
     """`relay`, by a group that runs its relays without tasks where it can."""
     outcomes, over = list[Outcome](), trio.Event()
@@ -90,7 +95,7 @@ async def in_a_group(near: Stream, far: Stream, buffers: BufferPool) -> Outcome:
     return outcomes[0]
 
 
-@pytest.fixture(params=[relay, in_a_group], ids=["by tasks", "in a group"])
+@pytest.fixture(params=[relay, alone, in_a_group], ids=["by tasks", "alone", "in a group"])
 def run(request: pytest.FixtureRequest) -> Run:
     return request.param
 
@@ -192,6 +197,28 @@ async def test_bulk_goes_into_a_pipe_and_ends_with_its_reader(run):
                 got += await client.receive_some(1 << 20)
             assert got == content
             client.abort()
+
+
+async def test_a_relay_that_is_alone_and_never_waits_leaves_others_their_turn(tmp_path, monkeypatch):
+    monkeypatch.setattr("vsockfwd.engine.alone.LONGEST", 0.001)
+    (tmp_path / "hole").touch()
+    os.truncate(tmp_path / "hole", 128 << 20)
+    numbers = [os.open(path, os.O_RDWR) for path in (tmp_path / "hole", os.devnull, os.devnull, os.devnull)]
+    near, far = (DescriptorStream(*pair, "file", own=True) for pair in (numbers[:2], numbers[2:]))
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        outcome = await alone(near, far, BufferPool())
+        nursery.cancel_scope.cancel()
+    assert outcome.sent == 128 << 20
+    assert turns > 2
 
 
 async def test_a_server_that_speaks_first_is_heard(pair, run):

@@ -487,6 +487,30 @@ async def test_a_link_cut_off_inmid_frame_refuses_to_send_on(world: World):
     far.close()
 
 
+@pytest.mark.parametrize("gives_up", [False, True])
+async def test_what_is_left_over_of_an_attempt_goes_before_the_next_frame_and_is_never_cut_into(gives_up: bool):
+    near, far = memory_pair()
+    machine = StreamMachine(Role.CLIENT)
+    machine.ours = machine.theirs = State.OPEN
+    link, large = Link(near, machine, BufferPool()), bytes(range(256)) * 4096
+    assert link.try_send_frames((64, b"first"))
+    assert not link.try_send_frames((65, large))
+    whole = pack(64, b"first") + pack(65, large) + pack(66, b"next")
+    came = bytearray()
+    async with trio.open_nursery() as nursery:
+        if gives_up:
+            nursery.start_soon(link.reset, Code.INTERNAL, "no more")
+        else:
+            nursery.start_soon(link.send_frames, (66, b"next"))
+        with trio.fail_after(5):
+            while len(came) < len(whole) and (piece := await far.receive_some(1 << 16)):
+                came += piece
+        far.close()
+    assert whole.startswith(came)
+    assert (came == whole) is not gives_up
+    link.close()
+
+
 def test_every_code_has_its_own_error_and_comes_back_as_the_same():
     for code in Code:
         if code is not Code.NONE:

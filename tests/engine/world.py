@@ -33,9 +33,11 @@ class World:
         return [event for event in self.events if isinstance(event, kind)]
 
     @contextlib.asynccontextmanager
-    async def agent(self, modes: Mapping[str, Mode] | None = None, **how: Any) -> AsyncIterator[Agent]:
+    async def agent(
+        self, modes: Mapping[str, Mode] | None = None, policy: Policy | None = None, **how: Any
+    ) -> AsyncIterator[Agent]:
         """Run an agent for the length of a block; its loss is total, as a kill would be."""
-        agent = Agent(self.engine, modes or {"forward": FORWARD}, Policy(os.geteuid()), **how)
+        agent = Agent(self.engine, modes or {"forward": FORWARD}, policy or Policy(os.geteuid()), **how)
         async with trio.open_nursery() as nursery:
             listeners = await self.engine.network.listen(self.target)
             nursery.start_soon(agent.serve, listeners, Gate())

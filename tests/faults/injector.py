@@ -64,6 +64,10 @@ _SOCKET = socket.socket
 _EPOLL = select.epoll
 
 
+def way_name(way: int) -> str:
+    return {SHORT: "short", AGAIN: "EAGAIN"}.get(way) or errno.errorcode[way]
+
+
 class Faults:
     """Counts calls, and makes one of them fail.
 
@@ -115,8 +119,7 @@ class Faults:
         if self.hit is None:
             return "nothing"
         name, way, where = self.hit
-        what = {SHORT: "short", AGAIN: "EAGAIN"}.get(way) or errno.errorcode[way]
-        return f"{name} {what} at {where}"
+        return f"{name} {way_name(way)} at {where}"
 
     def again(self, sock: socket.socket) -> None:
         """Have an edge-triggered epoll tell once more of what it told of before: the kernel would, in a while."""

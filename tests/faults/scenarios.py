@@ -504,13 +504,16 @@ class Copies(Scenario):
         self.scope, self.client_scope = self.client_scope, trio.CancelScope()
         code = 1
         with trio.move_on_after(PATIENCE) as scope:
-            try:
-                code = await self.copy()
-            except Exception as caught:
-                error = the_one(caught)
-                if not isinstance(error, VsockfwdError):
-                    raise Wrong(f"{type(error).__name__}: {error}") from caught
-                code = error.exit_code
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(tick)
+                try:
+                    code = await self.copy()
+                except Exception as caught:
+                    error = the_one(caught)
+                    if not isinstance(error, VsockfwdError):
+                        raise Wrong(f"{type(error).__name__}: {error}") from caught
+                    code = error.exit_code
+                nursery.cancel_scope.cancel()
         if scope.cancelled_caught:
             raise Wrong("it hangs")
         self.judge(code)

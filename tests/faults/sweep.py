@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import trio
 from trio.testing import MockClock
 
-from tests.faults.injector import HARMLESS, MOST_WAYS, Faults, injected
+from tests.faults.injector import HARMLESS, MOST_WAYS, Faults, injected, way_name
 from tests.faults.scenarios import Scenario, Wrong
 
 SETTLE = 200.0
@@ -43,6 +44,8 @@ class Tally:
     failed: int = 0
     """… that did not, and said so."""
     wrong: list[str] = field(default_factory=list)
+    ways: Counter[str] = field(default_factory=Counter)
+    """How often each failure was tried."""
 
 
 def tasks() -> int:
@@ -116,6 +119,7 @@ def sweep_faults(name: str, make: type[Scenario], points: Points = every) -> Tal
                     if faults.hit is None:
                         continue  # the call has fewer ways, or this time there were fewer calls
                     tally.points += 1
+                    tally.ways[way_name(faults.hit[1])] += 1
                     tally.complete += scenario.complete
                     tally.failed += not scenario.complete
                     if faults.hit[1] in HARMLESS and not scenario.complete and not at_once(faults.hit):
@@ -134,7 +138,7 @@ def sweep_faults(name: str, make: type[Scenario], points: Points = every) -> Tal
                         return
                     before = await steady(scenario)
 
-    with tempfile.TemporaryDirectory(prefix="vsockfwd-faults-") as folder, injected() as faults:
+    with tempfile.TemporaryDirectory(prefix="f-") as folder, injected() as faults:
         scenario = make(Path(folder))
         run(main, scenario, faults)
     return tally
@@ -197,7 +201,7 @@ def sweep_cancellations(name: str, make: type[Scenario], half: str, points: Poin
         raise Wrong("it does not end")
 
     def try_at(at: int) -> int:
-        with tempfile.TemporaryDirectory(prefix="vsockfwd-faults-") as folder:
+        with tempfile.TemporaryDirectory(prefix="f-") as folder:
             scenario = make(Path(folder))
             before = scenario.descriptors()
             try:

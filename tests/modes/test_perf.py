@@ -343,6 +343,7 @@ async def test_an_agent_that_is_lost_midway_is_truncation_and_what_was_measured_
         with pytest.raises(Truncated):
             await measured(agent, asked, "down", into=found)
     assert found.down.down.bytes == 300_000
+    assert found.down.agent_cpu_seconds is None
     assert not found.down.complete
 
 

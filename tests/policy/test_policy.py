@@ -70,7 +70,7 @@ KEPT_OUT: list[tuple[Policy, Identity, str, str]] = [
     (BARE, GUEST, "by a rule only", "--allow-guest"),
     (ANY, GUEST, "by a rule only", "--allow-guest"),
     (ROOTS, GUEST, "by a rule only", "--allow-guest"),
-    (BARE, STRANGER, "nobody is let in over TCP: an IP address proves nothing", "use unix: or vsock:"),
+    (BARE, STRANGER, "nobody is let in over TCP without a key: an IP address proves nothing", "use unix: or vsock:"),
     (EVERYTHING, STRANGER, "nobody is let in over TCP", "use unix: or vsock:"),
     (EVERYTHING, NetworkPeer("::1", 1), "nobody is let in over TCP", "use unix: or vsock:"),
 ]

@@ -158,7 +158,7 @@ def test_an_agent_says_when_it_is_ready_that_it_lives_and_that_it_stops(
         heard = [manager.next() for _ in range(4)]
         agent.signal(signal.SIGTERM)
     heard += manager.all()
-    assert f"READY=1\nSTATUS=listening on unix:{tmp_path}/a" in heard
+    assert f"READY=1\nSTATUS=listening on unix:{tmp_path}/a, no new privileges" in heard
     assert heard.count("WATCHDOG=1") >= 2
     assert heard[-1] == "STOPPING=1"
 

@@ -14,8 +14,18 @@ from typing import Any
 import msgspec
 
 from vsockfwd.contract import Data, Ended, Frame
-from vsockfwd.errors import CannotCreate, Gone, NotAllowed, Refused, Reset, ShuttingDown, VsockfwdError
+from vsockfwd.errors import (
+    CannotCreate,
+    Gone,
+    NotAllowed,
+    NotAuthenticated,
+    Refused,
+    Reset,
+    ShuttingDown,
+    VsockfwdError,
+)
 from vsockfwd.identity import NetworkPeer, UnixPeer, VsockPeer
+from vsockfwd.key import Key
 from vsockfwd.wire.control import (
     Announced,
     ControlMachine,
@@ -26,6 +36,7 @@ from vsockfwd.wire.control import (
     ListenGranted,
     Pinged,
     Ponged,
+    Proven,
     Welcomed,
 )
 from vsockfwd.wire.control import Refused as LoginRefused
@@ -38,6 +49,8 @@ from vsockfwd.wire.stream import Refused as StreamRefused
 TOKEN = bytes(range(16))
 LEASE, TICKET = b"L" * 16, b"T" * 16
 HELLO = Hello(VERSIONS, "somebody 1.0")
+KEY, OTHER_KEY = Key("ours", b"k" * 32), Key("theirs", b"o" * 32)
+CLIENT_HELLO, AGENT_HELLO = (Hello(VERSIONS, "somebody 1.0", nonce=bytes([n]) * 32) for n in (1, 2))
 READY = Ready(1, TOKEN, modes={"forward": (1,)}, seen_as="uid 0 (pid 1)")
 
 
@@ -119,6 +132,8 @@ def plain(event: Any) -> tuple[Any, ...]:
             return ("ok", answer.version, bytes(answer.reply))
         case Greeted(hello, version):
             return ("hello", hello, version)
+        case Proven(key):
+            return ("proven", key)
         case Welcomed(ready):
             return ("ready", ready)
         case Pinged(payload):
@@ -230,6 +245,31 @@ def who_comes_is_announced_and_some_are_denied(talk: Conversation) -> None:
     talk.client_says(client.deny(ShuttingDown("the client is done"), 1), client.ping())
 
 
+class KeyedMachine(ControlMachine):
+    """A side that has a key; the agent has another too."""
+
+    def __init__(self, role: Role) -> None:
+        super().__init__(role, (KEY,) if role is Role.CLIENT else (OTHER_KEY, KEY))
+
+
+def greeted_with_nonces(talk: Conversation) -> None:
+    talk.client_says(talk.client.machine.hello(CLIENT_HELLO))
+    talk.agent_says(talk.agent.machine.hello(AGENT_HELLO))
+
+
+def proven(talk: Conversation) -> None:
+    greeted_with_nonces(talk)
+    talk.client_says(talk.client.machine.prove())
+    talk.agent_says(talk.agent.machine.prove(), talk.agent.machine.ready(READY))
+    talk.client_says(talk.client.machine.bye(ShuttingDown("the client is done")))
+
+
+def refused_for_its_key(talk: Conversation) -> None:
+    greeted_with_nonces(talk)
+    talk.client_says(talk.client.machine.prove())
+    talk.agent_says(talk.agent.machine.refuse(NotAuthenticated("not let in")))
+
+
 # --- the stream connection
 
 
@@ -310,6 +350,7 @@ def client_withdraws_before_the_answer(talk: Conversation) -> None:
     talk.agent_says(talk.agent.machine.refuse(Refused("as you wish")))
 
 
+KEYED: tuple[Script, ...] = (proven, refused_for_its_key)
 CONTROL: tuple[Script, ...] = (
     login_then_farewell,
     liveness_is_asked_both_ways,
@@ -333,6 +374,7 @@ STREAM: tuple[Script, ...] = (
 )
 SCENARIOS: tuple[tuple[Script, type[Machine]], ...] = (
     *((script, ControlMachine) for script in CONTROL),
+    *((script, KeyedMachine) for script in KEYED),
     *((script, StreamMachine) for script in STREAM),
 )
 

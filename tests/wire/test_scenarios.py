@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.wire import conversation as c
-from vsockfwd.errors import CannotCreate, Gone, NotAllowed, Refused, Reset, ShuttingDown
+from vsockfwd.errors import CannotCreate, Gone, NotAllowed, NotAuthenticated, Refused, Reset, ShuttingDown
 from vsockfwd.identity import NetworkPeer, UnixPeer, VsockPeer
 from vsockfwd.wire.control import ControlMachine
 from vsockfwd.wire.frames import AGENT_PREFACE, CLIENT_PREFACE, HEADER, FrameType
@@ -20,6 +20,7 @@ from vsockfwd.wire.stream import StreamMachine
 ASKED = ("open", c.TOKEN, "forward", (1, 2), encode(c.Question("tcp:80")))
 AGREED = ("ok", 2, encode(c.Answer("127.0.0.1:80")))
 GREETED = ("hello", c.HELLO, 1)
+DONE = ("bye", ShuttingDown, "the client: the client is done", "", 0)
 
 HEARD: dict[c.Script, tuple[list[Any], list[Any]]] = {
     # scenario: (what the client hears, what the agent hears)
@@ -59,6 +60,14 @@ HEARD: dict[c.Script, tuple[list[Any], list[Any]]] = {
             ("deny", 1, c.TICKET, Refused, "the client: nothing listens on tcp:80", "start it", 0),
             ("deny", 1, b"", ShuttingDown, "the client: the client is done", "", 0), ("ping", b""),
         ],
+    ),
+    c.proven: (
+        [("hello", c.AGENT_HELLO, 1), ("proven", c.KEY), ("ready", c.READY)],
+        [("hello", c.CLIENT_HELLO, 1), ("proven", c.KEY), DONE],
+    ),
+    c.refused_for_its_key: (
+        [("hello", c.AGENT_HELLO, 1), ("refused", NotAuthenticated, "the agent: not let in", "", 0)],
+        [("hello", c.CLIENT_HELLO, 1), ("proven", c.KEY)],
     ),
     c.both_talk_and_end: (
         [AGREED, ("data", b"200" + bytes(300)), ("end",)],

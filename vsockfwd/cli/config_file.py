@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vsockfwd.address import Address
-from vsockfwd.config import Config, parse_config, parse_targets
+from vsockfwd.allow import Serve
+from vsockfwd.config import Config, parse_config, parse_serve, parse_targets
 from vsockfwd.errors import ConfigError
 from vsockfwd.rule import RuleKind
 
@@ -46,6 +47,16 @@ def _read(path: Path) -> str:
 def load(path: Path, kinds: Mapping[str, RuleKind], guests: Mapping[str, Address]) -> Config:
     """Read and check a config file; rules may name its targets, and guests. Raises ConfigError."""
     return parse_config(_read(path), str(path), kinds, guests)
+
+
+def load_serve(named: str | None) -> Serve:
+    """What [serve] of the config file says, the defaults where there is none. Raises ConfigError."""
+    if named is not None:
+        return parse_serve(_read(Path(named)), named)
+    for path in candidates():
+        if path.exists():
+            return parse_serve(_read(path), str(path))
+    return Serve()
 
 
 def load_targets() -> Mapping[str, Address]:

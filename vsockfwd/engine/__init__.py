@@ -26,3 +26,5 @@ class Engine:
     service: Service = field(default_factory=Service)
     stopping: trio.Event = field(default_factory=trio.Event)
     """Set when the process is to stop: no new connections; it ends when those that are there have ended."""
+    auth_key: str | None = None
+    """The file of the key that is shown to the agents of targets that name none."""

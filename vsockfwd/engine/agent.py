@@ -18,13 +18,15 @@ import msgspec
 import trio
 
 from vsockfwd.address import Address, parse_stream
-from vsockfwd.contract import Join, Mode, package_of
+from vsockfwd.contract import Access, Join, Mode, Resource, package_of
 from vsockfwd.engine import Engine
-from vsockfwd.engine.control_link import HANDSHAKE_DEADLINE, SOFTWARE, ControlLink
+from vsockfwd.engine.control_link import HANDSHAKE_DEADLINE, ControlLink
+from vsockfwd.engine.door import Door
 from vsockfwd.engine.framed import Framed
 from vsockfwd.engine.link import Link
-from vsockfwd.engine.listening import Key, Lease, Tenancy
+from vsockfwd.engine.listening import Lease, LeaseKey, Tenancy
 from vsockfwd.engine.poll import ARRIVALS
+from vsockfwd.engine.quota import Quota
 from vsockfwd.engine.relays import Relays
 from vsockfwd.engine.server import Gate, serve_listeners
 from vsockfwd.errors import (
@@ -35,6 +37,7 @@ from vsockfwd.errors import (
     Internal,
     LocalProtocolError,
     NoSuchMode,
+    NotAllowed,
     PeerBrokeProtocol,
     ShuttingDown,
     TimedOut,
@@ -45,8 +48,9 @@ from vsockfwd.errors import (
 )
 from vsockfwd.events import Denied, Outcome, Problem, Report
 from vsockfwd.identity import Identity
-from vsockfwd.policy import Policy
-from vsockfwd.transport.base import Listener, SocketStream, Stream
+from vsockfwd.key import Key
+from vsockfwd.policy import Decision, Limits, Policy
+from vsockfwd.transport.base import Listener, SocketStream, Stream, first_to_answer
 from vsockfwd.wire.control import ControlMachine, Greeted
 from vsockfwd.wire.frames import (
     CLIENT_PREFACE,
@@ -55,13 +59,12 @@ from vsockfwd.wire.frames import (
     HEADER,
     HEADER_LENGTH,
     PREFACE_LENGTH,
-    VERSIONS,
     FrameType,
     check_preface,
     frame_name,
 )
 from vsockfwd.wire.machine import Role
-from vsockfwd.wire.messages import LISTEN, TOKEN_LENGTH, Hello, Open, Ready, choose
+from vsockfwd.wire.messages import LISTEN, TOKEN_LENGTH, Open, Ready, choose
 from vsockfwd.wire.stream import Requested, StreamMachine
 
 DIAL_DEADLINE = 25.0
@@ -78,9 +81,10 @@ M = TypeVar("M", bound=msgspec.Struct)
 
 @dataclass(eq=False, slots=True)
 class _Session:
-    """What the agent keeps for one client: whom its token belongs to, and the streams that go with it."""
+    """What the agent keeps for one client: where its token is good, who it is, and the streams that go with it."""
 
     principal: tuple[str, object]
+    who: Identity
     frame: int
     tenancy: Tenancy
     streams: set[trio.CancelScope | _Joined] = field(default_factory=set)
@@ -106,7 +110,7 @@ class AgentCall:
         self.version = version
         self.peer: Identity = link.peer
         self.report: Report = agent.engine.report
-        self.root = agent.policy.root
+        self.root = agent.policy.root_of(link.peer)
         self.accepted = False
         self._agent = agent
         self._link = link
@@ -128,9 +132,32 @@ class AgentCall:
         try:
             # Whatever the client wrote as its connect-timeout: it has given up by then.
             with trio.fail_after(DIAL_DEADLINE):
-                return await self._agent.engine.network.connect(where)
+                network = self._agent.engine.network
+                return await first_to_answer(network.connect, self._checked(where, await network.resolve(where)))
         except trio.TooSlowError:
             raise TimedOut(f"connect to {where.bare()}: no answer within {DIAL_DEADLINE:g} s") from None
+
+    def _checked(self, asked: Address, found: Sequence[Address]) -> list[Address]:
+        """Those of the addresses that a name came to which the client may have. Raises NotAllowed where none is left.
+
+        What is dialled is what was checked: nothing looks the name up again.
+        """
+        if list(found) == [asked]:
+            return [asked]
+        decisions = [
+            (place, self._decide(Resource(Access.CONNECT, place.bare(), asked=asked.bare()))) for place in found
+        ]
+        allowed = [place for place, decision in decisions if decision.allowed]
+        if not allowed:
+            decisions[0][1].enforce()
+        return allowed
+
+    def _decide(self, resource: Resource) -> Decision:
+        return self._agent.policy.permit(self.peer, resource)
+
+    def check(self, resource: Resource) -> None:
+        """Ask the policy about what a mode found out by itself. Raises NotAllowed."""
+        self._decide(resource).enforce()
 
 
 def to_dial(address: str) -> Address:
@@ -141,6 +168,8 @@ def to_dial(address: str) -> Address:
         raise BadRequest(error.message, hint=error.hint) from None
     if where.scheme in ("stdio", "fd"):
         raise BadRequest(f"{where}: an agent has no {where.scheme} to offer")
+    if where.option("tls"):  # its files would be this machine's
+        raise BadRequest(f"{where}: an agent speaks no TLS for its clients", hint="the client's own end can")
     return where
 
 
@@ -172,14 +201,17 @@ class Agent:
         modes: Mapping[str, Mode],
         policy: Policy,
         *,
+        keys: tuple[Key, ...] = (),
         token: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self.engine = engine
+        self.door = Door(policy, keys, engine.report, token)
         self.modes = {name: mode for name, mode in modes.items() if mode.serve or mode.join}
         self.policy = policy
+        self.quota = Quota()
         self._token = token
         self._sessions: dict[bytes, _Session] = {}
-        self._leases: dict[Key, Lease] = {}
+        self._leases: dict[LeaseKey, Lease] = {}
         self._strangers: dict[object, Callable[[], None]] = {}
 
     async def serve(self, listeners: Sequence[Listener], gate: Gate) -> None:
@@ -191,18 +223,26 @@ class Agent:
     async def handle(self, stream: Stream, seen: bytes = b"", left: float = HANDSHAKE_DEADLINE) -> None:
         """Serve one connection to its end. `seen` was read from it already, `left` are seconds for its greeting."""
         link: ControlLink | Link | None = None
-        event = None
+        event, last = None, b""
         try:
             with trio.fail_after(left), self._stranger():
                 link, seen = await self._greet(stream, seen)
                 link.feed(seen)
                 event = await link.next()
+                if isinstance(link, ControlLink):
+                    greeted, event = event, None
+                    assert isinstance(greeted, Greeted)
+                    last = await self.door.admit(link, greeted)
+                    event = greeted
         except trio.TooSlowError:
             error = TimedOut(f"no greeting within {HANDSHAKE_DEADLINE:g} s")
             self.engine.report(Problem(stream.name, error.message))
             await self._turn_away(stream, link, error)
             return
         except EOFError:
+            return
+        except NotAllowed as error:  # the log has heard more
+            await self._turn_away(stream, link, error)
             return
         except VsockfwdError as error:
             if error.code not in (Code.RESET, Code.TRUNCATED):
@@ -213,7 +253,7 @@ class Agent:
             return  # crowded out by other strangers
         if isinstance(link, ControlLink):
             assert isinstance(event, Greeted)
-            await self._serve_control(link, event)
+            await self._serve_control(link, event, last)
         else:
             assert isinstance(link, Link)
             assert isinstance(event, Requested)
@@ -258,7 +298,7 @@ class Agent:
         kind = seen[PREFACE_LENGTH]
         link: ControlLink | Link
         if kind == FrameType.HELLO:
-            link = ControlLink(stream, ControlMachine(Role.AGENT), self.engine.buffers)
+            link = ControlLink(stream, ControlMachine(Role.AGENT, self.door.keys), self.engine.buffers)
         elif kind == FrameType.OPEN:
             link = Link(stream, StreamMachine(Role.AGENT), self.engine.buffers)
         else:
@@ -278,16 +318,9 @@ class Agent:
 
     # --- control connections
 
-    async def _serve_control(self, link: ControlLink, greeted: Greeted) -> None:
+    async def _serve_control(self, link: ControlLink, greeted: Greeted, last: bytes) -> None:
+        """Serve who was let in; `last` goes out in front of READY."""
         machine, peer = link.machine, link.peer
-        decision = self.policy.admit(peer)
-        if not decision.allowed:
-            self.engine.report(Denied(str(peer), decision.reason))
-            try:
-                decision.enforce()
-            except VsockfwdError as error:
-                await self._turn_away(link.stream, link, error)
-            return
         token = self._token(TOKEN_LENGTH)
         frame = min(FRAME_LIMIT, greeted.hello.frame)
         modes = {LISTEN: (1,)} | {name: mode.versions for name, mode in self.modes.items()}
@@ -296,9 +329,9 @@ class Agent:
         try:
             async with trio.open_nursery() as nursery:
                 tenancy = Tenancy(self.engine, self.policy, self._leases, link, nursery)
-                session = self._sessions[token] = _Session(peer.principal, frame, tenancy)
+                session = self._sessions[token] = _Session(link.stream.peer.principal, peer, frame, tenancy)
                 try:
-                    await link.write(machine.hello(Hello(VERSIONS, SOFTWARE)) + machine.ready(welcome))
+                    await link.write(last + machine.ready(welcome))
                     await link.live(tenancy.hear)
                 except VsockfwdError as error:
                     stopped = False
@@ -327,12 +360,13 @@ class Agent:
             relays.serve(lambda _: self._serve_stream(link, request), link.stream, leave)
 
         session = self._sessions.get(request.token)
-        if session is None or session.principal != link.peer.principal:
+        if session is None or session.principal != link.stream.peer.principal:
             in_task()
             return
+        link.peer = session.who
         try:
             mode, version = self._mode_for(request, session)
-            if mode.join is None:
+            if mode.join is None or self.policy.limits_of(link.peer) != Limits():
                 in_task()
                 return
             self._permit(link.peer, mode, request)
@@ -379,12 +413,12 @@ class Agent:
 
     async def _serve_stream(self, link: Link, request: Open) -> None:
         session = self._sessions.get(request.token)
-        if session is None or session.principal != link.peer.principal:
+        if session is None or session.principal != link.stream.peer.principal:
             if session is not None:
                 self.engine.report(Denied(str(link.peer), "it presented another's token"))
             await self._turn_away(link.stream, link, Gone("the session is not known here: log in again"))
             return
-        link.machine.frame_limit = session.frame
+        link.peer, link.machine.frame_limit = session.who, session.frame
         try:
             with trio.CancelScope() as scope:
                 session.streams.add(scope)
@@ -401,14 +435,15 @@ class Agent:
         try:
             mode, version = self._mode_for(request, session)
             self._permit(link.peer, mode, request)
-            call = AgentCall(self, link, request, version)
-            if mode.join is not None:
-                await _join(call, mode.join(call))
-            else:
-                assert mode.serve is not None
-                await mode.serve(call)
-            if not call.accepted:
-                raise Internal(f"the mode {mode.name} neither accepted nor refused")
+            with self.quota.stream(link.peer, self.policy.limits_of(link.peer)):
+                call = AgentCall(self, link, request, version)
+                if mode.join is not None:
+                    await _join(call, mode.join(call))
+                else:
+                    assert mode.serve is not None
+                    await mode.serve(call)
+                if not call.accepted:
+                    raise Internal(f"the mode {mode.name} neither accepted nor refused")
         except Exception as caught:  # noqa: BLE001 - a mode's bug ends its own stream, and is told to both sides
             error = the_one(caught)
             name = printable(request.mode)
@@ -421,6 +456,7 @@ class Agent:
 
     def _permit(self, peer: Identity, mode: Mode, request: Open) -> None:
         """Raises NotAllowed, or BadRequest where the request makes no sense."""
+        self.policy.permit_mode(peer, mode.name).enforce()
         for resource in mode.resources(bytes(request.arguments)):
             self.policy.permit(peer, resource).enforce()
 

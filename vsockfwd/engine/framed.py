@@ -6,6 +6,7 @@ hears how the peer's side ended; and it goes on reading after the peer's END, si
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from vsockfwd.contract import Data, Ended
-from vsockfwd.engine.pump import ROUNDS, Broken, Needs, Pump
+from vsockfwd.engine.pump import ROUNDS, SPLICE, SPLICE_FROM, Broken, Needs, Pipe, Pump
 from vsockfwd.engine.relay import WITHHELD, Then, ending_of, silence, speak_out
 from vsockfwd.errors import Code, TimedOut, VsockfwdError, from_code, from_oserror
 from vsockfwd.events import Ending, Outcome
@@ -30,7 +31,7 @@ class Inward:
     what may come after that.
     """
 
-    __slots__ = ("_before", "_link", "_rest", "broken", "ended", "sink", "source")
+    __slots__ = ("_before", "_bulk", "_link", "_pipe", "_rest", "_splices", "broken", "ended", "sink", "source")
 
     def __init__(self, link: Link, sink: Stream) -> None:
         self.source = link.stream
@@ -40,6 +41,10 @@ class Inward:
         self._link = link
         self._before = link.machine.received
         self._rest: memoryview | None = None
+        self._pipe: Pipe | None = None
+        self._bulk = False
+        """Whether frames come so large that the most of each is spliced (see SPLICE_FROM)."""
+        self._splices = link.stream.splice_source() is not None and sink.splice_sink() is not None
 
     @property
     def bytes(self) -> int:
@@ -52,6 +57,8 @@ class Inward:
         link, data = self._link, self._rest
         for _ in range(ROUNDS):
             if data is None:
+                if self._bulk and (needs := self._splice()) is not None:
+                    return needs
                 try:
                     event = link.try_next()
                 except BlockingIOError:
@@ -66,6 +73,9 @@ class Inward:
                 if not isinstance(event, Data):
                     raise from_code(Code.PROTOCOL, f"{self.source.name}: a frame of its own kind in a plain stream")
                 data = event.view
+                self._bulk = self._splices and len(data) + link.machine.data_left >= SPLICE_FROM
+                if self._bulk:
+                    link.glance()
             while data:
                 try:
                     sent = self.sink.try_send(data)
@@ -80,9 +90,50 @@ class Inward:
             data = self._rest = None
         return Needs.TURN
 
+    def _splice(self) -> Needs | None:
+        """Splice what is left of the frame in hand, if anything is. None: go on and receive. Raises Broken."""
+        machine = self._link.machine
+        source, sink = self.source.splice_source(), self.sink.splice_sink()
+        if not (machine.data_left or self._pipe) or source is None or sink is None:
+            return None
+        if self._pipe is None:
+            try:
+                self._pipe = self._link.buffers.borrow_pipe()
+            except OSError:
+                return None  # no descriptors left: it goes without
+        pipe = self._pipe
+        while pipe.held or machine.data_left:
+            if not pipe.held:
+                try:
+                    pipe.held = os.splice(source, pipe.writing, machine.data_left, flags=SPLICE)
+                except BlockingIOError:
+                    self._give_back_pipe()
+                    return Needs.BYTES
+                except OSError:
+                    pipe.held = 0
+                if not pipe.held:  # the end, or what else a receive will tell
+                    self._splices = self._bulk = False
+                    break
+                machine.took(pipe.held)
+            try:
+                pipe.held -= os.splice(pipe.reading, sink, pipe.held, flags=SPLICE)
+            except BlockingIOError:
+                return Needs.ROOM
+            except OSError as error:
+                self.broken = Broken(self.sink, error)
+                raise self.broken from None
+        self._give_back_pipe()
+        return None
+
+    def _give_back_pipe(self) -> None:
+        if self._pipe is not None:
+            self._link.buffers.give_back_pipe(self._pipe)
+            self._pipe = None
+
     def close(self) -> None:
         """Give back what is borrowed."""
         self._rest = None
+        self._give_back_pipe()
         self._link.read_no_more()
 
     async def run(self) -> None:

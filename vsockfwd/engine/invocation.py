@@ -12,7 +12,7 @@ from typing import Any
 
 import trio
 
-from vsockfwd.address import Address
+from vsockfwd.address import Address, with_key
 from vsockfwd.config import find_target, is_name
 from vsockfwd.contract import Mode
 from vsockfwd.engine import Engine
@@ -44,9 +44,14 @@ class Invocation:
         """Every kind of rule that the installed modes bring, by name."""
         return {kind.name: kind for mode in self.modes().values() for kind in mode.rules}
 
-    def target(self, text: str, port: int | None = None) -> Address:
-        """Read a TARGET: an address, a CID, a name of the config file's or a guest. Raises UsageError, ConfigError."""
-        return find_target(text, self.targets() if is_name(text) else {}, port)
+    def target(self, text: str, port: int | None = None, auth_key: str | None = None) -> Address:
+        """Read a TARGET: an address, a CID, a name of the config file's or a guest. Raises UsageError, ConfigError.
+
+        `auth_key` is what `--auth-key` said: the file of the key, instead of one that the target names.
+        """
+        target = find_target(text, self.targets() if is_name(text) else {}, port)
+        # A forward in the background, and a service, may go to another directory.
+        return target if auth_key is None else with_key(target, os.path.abspath(auth_key))
 
     def run(
         self,
@@ -84,7 +89,12 @@ class Invocation:
         on_hangup: Callable[[], None] | None,
         network: Network | None,
     ) -> int | None:
-        engine = Engine(network or system_network(service.descriptors), self.report, service=service)
+        engine = Engine(
+            network or system_network(service.descriptors),
+            self.report,
+            service=service,
+            auth_key=os.environ.get("VSOCKFWD_AUTH_KEY") or None,
+        )
         stopped_by: int | None = None
         cut_off = False
         result: int | None = None

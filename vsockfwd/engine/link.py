@@ -12,7 +12,7 @@ import trio
 from vsockfwd.contract import BodyEvent, Data, Ended
 from vsockfwd.engine.framed import Framed
 from vsockfwd.engine.pump import ROUNDS, BufferPool
-from vsockfwd.engine.wired import GLANCE, Wire
+from vsockfwd.engine.wired import Wire
 from vsockfwd.errors import Code, LocalProtocolError, PeerBrokeProtocol, VsockfwdError, from_code
 from vsockfwd.events import Outcome
 from vsockfwd.transport.base import Stream
@@ -68,7 +68,7 @@ class Link(Wire[StreamEvent]):
             buffer = buffer[size:]
         if self.machine.data_left:
             raise _of_another_length()
-        self._most = GLANCE
+        self.glance()
 
     async def _receive_past(self, buffer: memoryview) -> int:
         """Receive bytes of a DATA frame past the machine; how many."""
@@ -119,8 +119,13 @@ class Link(Wire[StreamEvent]):
             first = memoryview(data)[: self.frame_limit]
             await self._write_frame(b"".join((*pending, self.machine.data_header(len(first)))), first)
             await self.send(memoryview(data)[len(first) :])
-        elif pending:
+        elif pending or self._left:
             await self.write(b"".join(pending))
+
+    def try_send_frames(self, *frames: tuple[int, Buffer]) -> bool:
+        """As `send_frames`, without waiting; False: some of it is left over, and goes before what that sends next."""
+        parts = [part for kind, load in frames for part in (self.machine.frame_header(kind, len(load)), load)]
+        return self.try_write(b"".join(parts))
 
     async def _write_frame(self, header: bytes, payload: memoryview) -> None:
         """A header and its payload in one send: copied together while that is cheap, gathered otherwise."""

@@ -51,7 +51,7 @@ TOLD = 16
 
 _NOT_FOR_CLIENTS = frozenset({"stdio", "fd", "hybrid"})
 
-Key = tuple[tuple[str, object], bytes]
+LeaseKey = tuple[tuple[str, object], bytes]
 """Whose lease, and its id."""
 
 
@@ -164,7 +164,7 @@ class Tenancy:
     """
 
     def __init__(
-        self, engine: Engine, policy: Policy, leases: dict[Key, Lease], link: ControlLink, nursery: trio.Nursery
+        self, engine: Engine, policy: Policy, leases: dict[LeaseKey, Lease], link: ControlLink, nursery: trio.Nursery
     ) -> None:
         self.mode = Mode(LISTEN, "hands over connections that came in", serve=self._hand_over)
         self.unknown = 0
@@ -286,5 +286,8 @@ class Tenancy:
                 f"{address}: an agent listens on no {address.scheme} for its clients",
                 hint="it listens on tcp, unix, abstract and vsock addresses",
             )
+        if address.option("tls"):  # its files would be this machine's
+            raise BadRequest(f"{address}: an agent speaks no TLS for its clients", hint="the client's own end can")
+        self._policy.permit_mode(self._link.peer, LISTEN).enforce()
         self._policy.permit(self._link.peer, Resource(Access.LISTEN, str(address))).enforce()
         return address

@@ -49,12 +49,12 @@ TCP as the sink it was a loss, and so it is to vsock: see transport's Features.
 SPLICE_LEAST = 1 << 14
 """Bytes of one splice that are little: what comes next is received and sent, which costs a call less."""
 
-_SPLICE = getattr(os, "SPLICE_F_NONBLOCK", 0x02) | getattr(os, "SPLICE_F_MOVE", 0x01)
+SPLICE = getattr(os, "SPLICE_F_NONBLOCK", 0x02) | getattr(os, "SPLICE_F_MOVE", 0x01)
 _PIPES = 16
 """Pipes that a pool keeps; each is two descriptors."""
 
 
-class _Pipe:
+class Pipe:
     """A pipe between two sockets, how many bytes stand in it, and what is to be sent before them."""
 
     __slots__ = ("front", "held", "reading", "writing")
@@ -89,13 +89,13 @@ class BufferPool:
         self._large: list[memoryview] = []
         self._small: list[memoryview] = []
         self._made = 0
-        self._pipes: list[_Pipe] = []
+        self._pipes: list[Pipe] = []
 
-    def borrow_pipe(self) -> _Pipe:
+    def borrow_pipe(self) -> Pipe:
         """An empty pipe. Raises OSError."""
-        return self._pipes.pop() if self._pipes else _Pipe()
+        return self._pipes.pop() if self._pipes else Pipe()
 
-    def give_back_pipe(self, pipe: _Pipe) -> None:
+    def give_back_pipe(self, pipe: Pipe) -> None:
         """The end of a loan; one that still holds something is closed."""
         if pipe.held or len(self._pipes) >= _PIPES:
             pipe.close()
@@ -171,7 +171,7 @@ class Pump:
         self._send = sink.try_send
         self._buffers = buffers
         self._header = header
-        self._most = most
+        self._most = min(most, buffers.size)
         self._last = last
         self._over = False
         self._window = slice(HEADER_LENGTH, HEADER_LENGTH + most) if header else slice(most)
@@ -179,7 +179,7 @@ class Pump:
         """Bytes of a receive below which another one would be in vain."""
         self._buffer: memoryview | None = None
         self._rest: memoryview | None = None
-        self._pipe: _Pipe | None = None
+        self._pipe: Pipe | None = None
         self._bulk = False
         self._splices = source.splice_source() is not None and sink.splice_sink() is not None
 
@@ -257,8 +257,11 @@ class Pump:
         if source is None or sink is None:
             return self._leave_bulk() if self._pipe is None else self._fail(self.sink, OSError(errno.EBADF, "closed"))
         if self._pipe is None:
-            if self._header is None and (_is_pipe(sink) or _is_pipe(source)):
-                return self._splice_directly(source, sink)
+            kinds = stat.S_IFMT(os.fstat(source).st_mode), stat.S_IFMT(os.fstat(sink).st_mode)
+            if self._header is None and stat.S_IFIFO in kinds:
+                return self._splice_directly(source, sink, kinds[0] == stat.S_IFIFO)
+            if self._header is None and kinds == (stat.S_IFREG, stat.S_IFREG):
+                return self._copy(source, sink)
             try:
                 self._pipe = self._buffers.borrow_pipe()
             except OSError:
@@ -267,7 +270,7 @@ class Pump:
         for _ in range(ROUNDS):
             if not pipe.held:
                 try:
-                    pipe.held = os.splice(source, pipe.writing, self._most, flags=_SPLICE)
+                    pipe.held = os.splice(source, pipe.writing, self._most, flags=SPLICE)
                 except BlockingIOError:
                     self._give_back_pipe()
                     return Needs.BYTES
@@ -288,30 +291,32 @@ class Pump:
                 try:
                     while pipe.front:
                         pipe.front = pipe.front[self._send(pipe.front) :]
-                    pipe.held -= os.splice(pipe.reading, sink, pipe.held, flags=_SPLICE)
+                    pipe.held -= os.splice(pipe.reading, sink, pipe.held, flags=SPLICE)
                 except BlockingIOError:
                     self._bulk = True  # until the pipe is empty
                     return Needs.ROOM
                 except OSError as error:
-                    return self._fail(self.sink, error)
+                    return self._take_back() if self._header is None else self._fail(self.sink, error)
             if not self._bulk:
                 self._give_back_pipe()
                 return None
         self._give_back_pipe()
         return Needs.TURN
 
-    def _splice_directly(self, source: int, sink: int) -> Needs | None:
-        """From or to a pipe: nothing in between. A pipe that nobody reads is left to a send to be told of."""
+    def _splice_directly(self, source: int, sink: int, from_pipe: bool) -> Needs | None:
+        """From or to a pipe: nothing in between. What is wrong with the sink is left to a send to be told of."""
         for _ in range(ROUNDS):
             try:
-                size = os.splice(source, sink, FRAME_LIMIT, flags=_SPLICE)
+                size = os.splice(source, sink, self._most, flags=SPLICE)
             except BlockingIOError:
-                poll = select.poll()
-                poll.register(sink, select.POLLOUT)
-                return Needs.BYTES if poll.poll(0) else Needs.ROOM
+                if not _ready(source, select.POLLIN):
+                    return Needs.BYTES
+                if not _ready(sink, select.POLLOUT):
+                    return Needs.ROOM
+                continue  # it came between
             except OSError as error:
-                self._splices &= error.errno != errno.EINVAL
-                if error.errno in (errno.EPIPE, errno.EINVAL):
+                if from_pipe or error.errno in (errno.EPIPE, errno.EINVAL):
+                    self._splices = False
                     return self._leave_bulk()
                 return self._fail(self.source, error)
             if not size:
@@ -320,6 +325,37 @@ class Pump:
             if size < SPLICE_LEAST:
                 return self._leave_bulk()
         return Needs.TURN
+
+    def _copy(self, source: int, sink: int) -> Needs | None:
+        """From file to file, within the kernel. The end, and what a file system cannot do, is told by a receive."""
+        for _ in range(ROUNDS):
+            try:
+                size = os.copy_file_range(source, sink, self._most)
+            except OSError:
+                size = 0
+            if not size:
+                self._splices = False
+                return self._leave_bulk()
+            self.bytes += size
+        return Needs.TURN
+
+    def _take_back(self) -> Needs | None:
+        """The sink takes none of this, or failed: a send of what stands in the pipe will tell."""
+        self._splices = False
+        self._receive = self._receive_from_pipe
+        return self._leave_bulk()
+
+    def _receive_from_pipe(self, buffer: memoryview) -> int:
+        """As the source's own receive, of what came from it already. Raises OSError."""
+        pipe = self._pipe
+        assert pipe is not None  # it is given back below, when the receive is the source's again
+        size = os.readv(pipe.reading, [buffer])
+        pipe.held -= size
+        self.bytes -= size  # counted before
+        if not pipe.held:
+            self._give_back_pipe()
+            self._receive = self.source.try_receive_into
+        return size
 
     def _leave_bulk(self) -> Needs | None:
         self._bulk = False
@@ -358,8 +394,11 @@ class Pump:
             self.close()
 
 
-def _is_pipe(fd: int) -> bool:
-    return stat.S_ISFIFO(os.fstat(fd).st_mode)
+def _ready(number: int, events: int) -> bool:
+    """Whether a descriptor can be read or written now, or has an end or an error to tell."""
+    poll = select.poll()
+    poll.register(number, events)
+    return bool(poll.poll(0))
 
 
 async def push(sink: Stream, data: memoryview) -> None:

@@ -4,9 +4,10 @@ The thing to understand first: a raw relay can only pass on what it sees. An end
 as a reset where the neighbour can be told; where a transport cannot carry a half-close, the shutdown towards the
 dialled side is withheld, since it would kill the reply that is still to come.
 
-A relay runs in one of two ways. In tasks it can wait for anything. Of two sockets that need no clock, which is nearly
-all of them, `Relays` (engine/relays.py) runs any number in one task, as callbacks; whatever does need one is handed to
-tasks half-way. What joins a plain stream to a link between two vsockfwd peers is engine/framed.py.
+A relay runs in one of two ways. In tasks it can wait for anything; one that is alone in its process begins in a single
+one (engine/alone.py). Of two sockets that need no clock, which is nearly all of them, `Relays` (engine/relays.py) runs
+any number in one task, as callbacks; whatever does need one is handed to tasks half-way. What joins a plain stream to a
+link between two vsockfwd peers is engine/framed.py.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Protocol
 
 import trio
 
+from vsockfwd.engine.alone import carry
 from vsockfwd.engine.pump import Broken, BufferPool, Needs, Pump
 from vsockfwd.errors import Code, VsockfwdError, from_oserror
 from vsockfwd.events import Ending, Outcome
@@ -157,17 +159,20 @@ class Plain:
 
     # --- in tasks
 
-    async def run(self, idle: float, half_open: float) -> Outcome:
-        """Until both directions have ended. `idle`, `half_open`: see `relay`."""
+    async def run(self, idle: float, half_open: float, alone: bool = False) -> Outcome:
+        """Until both directions have ended. `idle`, `half_open`, `alone`: see `relay`."""
         half_open = half_open or (0.0 if self.far.features.half_close else WITHHELD)
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     if idle or half_open:
                         nursery.start_soon(self._watch, idle, half_open)
-                    for pump in (self.forth, self.back):
-                        if pump.source not in self._finished:
-                            nursery.start_soon(self._carry, pump, bool(idle or half_open))
+                    pumps = [pump for pump in (self.forth, self.back) if pump.source not in self._finished]
+                    while alone and (over := await carry(pumps)) is not None:
+                        pumps.remove(over)
+                        self._carried(over, bool(idle or half_open))
+                    for pump in pumps:
+                        nursery.start_soon(self._carry, pump, bool(idle or half_open))
         finally:
             outcome = self.finish()
         return outcome
@@ -187,6 +192,10 @@ class Plain:
             self._failure = self._failure or (Ending.STOPPED, "", "")
             self._scope.cancel()
             return
+        self._carried(pump, watched)
+
+    def _carried(self, pump: Pump, watched: bool) -> None:
+        sink = pump.sink
         self._finished.append(pump.source)
         if self._last_words is not None:
             self._last_words.set()
@@ -220,11 +229,12 @@ async def silence(moved: Callable[[], int], half: Callable[[], bool], idle: floa
 
 
 async def relay(
-    near: Stream, far: Stream, buffers: BufferPool, *, idle: float = 0.0, half_open: float = 0.0
+    near: Stream, far: Stream, buffers: BufferPool, *, idle: float = 0.0, half_open: float = 0.0, alone: bool = False
 ) -> Outcome:
     """Join two streams until both directions have ended, then close both; `far` is the one that was dialled.
 
     `idle`: seconds without a byte either way after which the relay ends; `half_open`: the same, once one side has
     ended; 0 means for ever. On any unclean outcome, and when cancelled, both are aborted. `sent` counts near → far.
+    `alone`: this process has nothing else to do, see engine/alone.py.
     """
-    return await Plain(near, far, buffers).run(idle, half_open)
+    return await Plain(near, far, buffers).run(idle, half_open, alone)

@@ -98,7 +98,7 @@ async def serve_listeners(
     gate = gate or Gate()
 
     def take(stream: Stream) -> None:
-        if at_once is None or not _taken(at_once, stream, report, gate):
+        if at_once is None or not stream.settled or not _taken(at_once, stream, report, gate):
             nursery.start_soon(contain, handler, stream, report, gate.leave)
 
     async def accept(listener: Listener) -> None:
@@ -157,6 +157,7 @@ async def contain(handler: Handler, stream: Stream, report: Report, leave: Calla
     `leave`: of the gate that the connection has entered.
     """
     try:
+        await stream.settle()
         await handler(stream)
         stream.close()
     except Exception as caught:  # noqa: BLE001 - a bug in one connection's handling must not end the others

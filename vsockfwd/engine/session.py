@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import secrets
 import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import NoReturn, TypeVar
@@ -20,6 +21,7 @@ from vsockfwd.contract import package_of
 from vsockfwd.engine import Engine
 from vsockfwd.engine.control_link import HANDSHAKE_DEADLINE, SOFTWARE, ControlLink
 from vsockfwd.engine.incoming import Handle, RemoteListener
+from vsockfwd.engine.keys import load_key
 from vsockfwd.engine.link import Link
 from vsockfwd.engine.poll import ARRIVALS
 from vsockfwd.engine.relays import ANSWER_DEADLINE, Relays
@@ -37,7 +39,17 @@ from vsockfwd.errors import (
 )
 from vsockfwd.events import SessionDown, SessionUp
 from vsockfwd.transport.base import SocketStream, Stream
-from vsockfwd.wire.control import Announced, ControlEvent, ControlMachine, Denied, Greeted, ListenGranted, Welcomed
+from vsockfwd.wire.auth import NONCE_LENGTH
+from vsockfwd.wire.control import (
+    Announced,
+    ControlEvent,
+    ControlMachine,
+    Denied,
+    Greeted,
+    ListenGranted,
+    Proven,
+    Welcomed,
+)
 from vsockfwd.wire.control import Refused as LoginRefused
 from vsockfwd.wire.frames import VERSIONS
 from vsockfwd.wire.machine import Role
@@ -98,21 +110,28 @@ class Session:
             return self._ready
 
     async def _log_in(self) -> tuple[ControlLink, Ready]:
+        # Read anew for each login: a key may be replaced while we run.
+        path = self.target.option("auth-key", self.engine.auth_key)
+        keys = () if path is None else (load_key(path),)
         stream = await self.engine.network.connect(self.target, privileged=True)
-        machine = ControlMachine(Role.CLIENT)
+        machine = ControlMachine(Role.CLIENT, keys)
         control = ControlLink(stream, machine, self.engine.buffers)
         try:
             with trio.fail_after(HANDSHAKE_DEADLINE):
-                await control.write(machine.hello(Hello(VERSIONS, SOFTWARE)))
+                nonce = secrets.token_bytes(NONCE_LENGTH) if keys else b""
+                await control.write(machine.hello(Hello(VERSIONS, SOFTWARE, nonce=nonce)))
                 while True:
                     event = await control.next()
                     if isinstance(event, Welcomed):
                         return control, event.ready
                     if isinstance(event, LoginRefused):
                         raise event.error
-                    if not isinstance(event, Greeted):
+                    if isinstance(event, Greeted):
+                        self.software = event.hello.software
+                    if isinstance(event, Greeted) and keys:
+                        await control.write(machine.prove())
+                    elif not isinstance(event, Greeted | Proven):
                         raise PeerBrokeProtocol("the agent sent something else than its welcome")
-                    self.software = event.hello.software
         except trio.TooSlowError:
             control.close()
             raise TimedOut(

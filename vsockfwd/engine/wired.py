@@ -62,6 +62,8 @@ class Wire(Generic[E]):
         """Whether a further receive would most likely be in vain."""
         self.mid_frame = False
         """Whether a frame was left half sent."""
+        self._left = b""
+        """What `try_write` has taken and the stream has not."""
         self._rounds = self._taken = 0
 
     def feed(self, data: bytes) -> None:
@@ -133,6 +135,10 @@ class Wire(Generic[E]):
             self._ended.set()
         return self._end
 
+    def glance(self) -> None:
+        """Have the next receive take little, to learn what comes: what follows may be bulk that goes elsewhere."""
+        self._most = GLANCE
+
     def _receive(self) -> None:
         """Receive once; no buffer is held while there is nothing to receive."""
         if self._loan is None:
@@ -176,7 +182,8 @@ class Wire(Generic[E]):
             raise Reset(f"{self.stream.name}: an earlier send was cut off")
         self.mid_frame = True
         try:
-            views = [memoryview(part) for part in parts]
+            views = [memoryview(part) for part in (self._left, *parts) if part]
+            self._left = b""
             if len(views) > 1:
                 views = _gather(self.stream, views)
             for view in views:
@@ -184,6 +191,17 @@ class Wire(Generic[E]):
         except (Broken, OSError, trio.ClosedResourceError) as error:
             raise await self.reason_for(error) from None
         self.mid_frame = False
+
+    def try_write(self, data: Buffer) -> bool:
+        """Send whole frames without waiting, while no `write` is under way; False: some of it goes before the next."""
+        view = memoryview(data)
+        try:
+            while view and not self._left:
+                view = view[self.stream.try_send(view) :]
+        except OSError:
+            pass  # it takes no more; or it is broken, as the next write will find
+        self._left += view
+        return not self._left
 
     async def reason_for(self, error: Exception) -> VsockfwdError:
         """Why a send failed: what the peer had to say before it stopped listening, where it said something."""
@@ -207,7 +225,7 @@ class Wire(Generic[E]):
         """Send a last frame, if there is one and it can still be told from what went before, then close."""
         with trio.move_on_after(LAST_WORDS, shield=True):
             try:
-                if last and not self.mid_frame:
+                if last and not self.mid_frame and not self._left:
                     await push(self.stream, memoryview(last))
                 self.stream.shutdown_sending()
                 await self._drain()

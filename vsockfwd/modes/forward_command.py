@@ -66,6 +66,9 @@ def forward(
     port: Annotated[
         int | None, typer.Option("-p", metavar="PORT", help="the agent's port, where it is not 876")
     ] = None,
+    auth_key: Annotated[
+        str | None, typer.Option("--auth-key", metavar="FILE", help="the key that is shared with the agent")
+    ] = None,
     exit_on_failure: Annotated[
         bool, typer.Option("--exit-on-failure", help="end when one of several forwards cannot listen")
     ] = False,
@@ -94,9 +97,9 @@ def forward(
         limits["max_connections"] = max_connections
     _check(when_down, idle_timeout, half_open_timeout, max_connections, drain)
     if stdio is not None:
-        return _stdio(invocation, addresses, stdio, port, bool(local or remote or dynamic or background))
+        return _stdio(invocation, addresses, stdio, port, auth_key, bool(local or remote or dynamic or background))
     if local or remote or dynamic:
-        target = invocation.target(addresses[0], port)
+        target = invocation.target(addresses[0], port, auth_key)
         through = {"target": str(target), **limits}
         listening = {"when_down": when_down, **through}
         rules = [_local(invocation, spec, listening) for spec in local or ()]
@@ -115,6 +118,8 @@ def forward(
             raise UsageError(
                 "-p is the port of an agent, a raw forward has none", hint="write the port into the address"
             )
+        if auth_key is not None:
+            raise UsageError("--auth-key is for an agent, a raw forward has none", hint="-L goes through one")
         run = _Run(invocation, [_raw(addresses[0], addresses[1], limits)], None, exit_on_failure, [], drain)
     if workers != 1:
         if workers < 1 or remote or addresses[1 if local or dynamic else 2 :] or background:
@@ -278,7 +283,9 @@ def _in_background(run: _Run) -> int:
     return run()
 
 
-def _stdio(invocation: Invocation, addresses: list[str], where: str, port: int | None, others: bool) -> int:
+def _stdio(
+    invocation: Invocation, addresses: list[str], where: str, port: int | None, auth_key: str | None, others: bool
+) -> int:
     if others or len(addresses) != 1:
         raise UsageError("-W HOST:PORT takes one TARGET and nothing else", hint="vsockfwd forward -W localhost:22 3")
-    return invocation.run(join_stdio, invocation.target(addresses[0], port), where)
+    return invocation.run(join_stdio, invocation.target(addresses[0], port, auth_key), where)

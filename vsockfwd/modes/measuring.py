@@ -287,13 +287,13 @@ class _Back:
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._take, nursery.cancel_scope)
+            nursery.start_soon(self._take)
             await self._up.run()
             if self.moved == self._up.moved:
                 nursery.cancel_scope.cancel()  # it waits for what will not come
         self.ended = trio.current_time()
 
-    async def _take(self, scope: trio.CancelScope) -> None:
+    async def _take(self) -> None:
         while not self._up.ended or self.moved < self._up.moved:
             view = await self._way.receive()
             if view is None:
@@ -407,7 +407,8 @@ class Measuring:
 
         def note() -> Throughput:
             used = time.process_time() - cpu
-            return Throughput(upward.flow(), downward.flow(), used, self._agent_cpu(), complete)
+            agent_used = self._agent_cpu() if complete else None  # it is told at the end
+            return Throughput(upward.flow(), downward.flow(), used, agent_used, complete)
 
         async def look() -> None:
             while True:
@@ -437,7 +438,7 @@ class Measuring:
         complete = False
         try:
             until = trio.current_time() + asked.seconds
-            while trio.current_time() < until and len(times) < MOST_ROUND_TRIPS:
+            while not times or (trio.current_time() < until and len(times) < MOST_ROUND_TRIPS):
                 times.append(await self._round_trip(way, made.next(asked.small), check))
             await way.confirm(made.position)
             complete = True
@@ -469,7 +470,7 @@ class Measuring:
 
         async def open_for(seconds: float, times: array[float]) -> None:
             until = trio.current_time() + seconds
-            while trio.current_time() < until and len(one) + len(many) < MOST_CONNECTIONS:
+            while not times or (trio.current_time() < until and len(times) < MOST_CONNECTIONS // 2):
                 times.append(await self._connection())
 
         try:

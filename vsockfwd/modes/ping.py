@@ -22,6 +22,9 @@ def ping(
     port: Annotated[
         int | None, typer.Option("-p", metavar="PORT", help="the agent's port, where it is not 876")
     ] = None,
+    auth_key: Annotated[
+        str | None, typer.Option("--auth-key", metavar="FILE", help="the key that is shared with the agent")
+    ] = None,
 ) -> int:
     """Ask an agent whether it is there: log in, then time some round trips.
 
@@ -29,7 +32,7 @@ def ping(
     """
     if count < 1 or interval < 0:
         raise UsageError("ping asks at least once, at an interval of 0 seconds or more")
-    return invocation.run(_ping, invocation.target(target, port), count, interval, invocation.json)
+    return invocation.run(_ping, invocation.target(target, port, auth_key), count, interval, invocation.json)
 
 
 async def _ping(engine: Engine, target: Address, count: int, interval: float, as_json: bool) -> None:

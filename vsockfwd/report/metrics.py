@@ -60,6 +60,7 @@ class MetricsReporter:
             "vsockfwd_connection_seconds", "How long connections lasted", ["rule"], buckets=SECONDS, registry=registry
         )
         self.denied = Counter("vsockfwd_denied", "Peers that were turned away", registry=registry)
+        self.forged = Counter("vsockfwd_keys_refused", "Keys that were shown and are none of ours", registry=registry)
         self.dropped = Counter(
             "vsockfwd_datagrams_dropped", "Datagrams that were not delivered", ["rule", "reason"], registry=registry
         )
@@ -74,8 +75,9 @@ class MetricsReporter:
                 self._open(self._rules(rule), peer)
             case Closed(rule=rule):
                 self._close(self._rules(rule), event)
-            case Denied():
+            case Denied(forged=forged):
                 self.denied.inc()
+                self.forged.inc(forged)
             case Dropped(rule=rule, reason=reason, count=count):
                 self.dropped.labels(self._rules(rule), self._reasons(reason)).inc(count)
             case SessionUp(target=target):

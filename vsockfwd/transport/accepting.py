@@ -134,6 +134,8 @@ def _check(address: AcceptAddress) -> None:
     place = address.place
     refusal: tuple[str, str] | None = None
     match place:
+        case _ if place.option("tls"):
+            refusal = ("who is waited for speaks no TLS", "a key proves both sides: --auth-key")
         case UnixAddress() if place.vmm is not None:
             refusal = (
                 "a path that ends in _NUMBER is where a VMM brings its guest's connections",

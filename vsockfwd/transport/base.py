@@ -13,7 +13,7 @@ import errno
 import socket
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -30,6 +30,9 @@ BACKLOG = 4096
 """Connections that may wait to be accepted; the kernel cuts it to net.core.somaxconn."""
 
 RECEIVE_SIZE = 1 << 16
+
+NEVER = -1
+"""What `source_to_poll` says of a stream that nothing ever comes from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,8 @@ class Stream(trio.abc.HalfCloseableStream):
     features: Features = Features()
     peer: Identity = OwnPeer("this process")
     name: str = ""
+    settled = True
+    """Whether it is known who the peer is; else `settle` finds out."""
     sock: socket.socket | None = None
     """The socket itself, where there is one: to ask it things, not to send past `try_send`."""
     empties: bool = False
@@ -85,6 +90,15 @@ class Stream(trio.abc.HalfCloseableStream):
         """A descriptor to splice into instead of a send; None where there is none."""
         return None
 
+    def source_to_poll(self) -> int | None:
+        """The descriptor that epoll(7) calls readable when a receive may succeed; NEVER where none will, None where it
+        takes more than that to know."""
+        return None
+
+    def sink_to_poll(self) -> int | None:
+        """The descriptor that epoll(7) calls writable when a send may succeed; NEVER where each does, None as above."""
+        return None
+
     @abstractmethod
     async def wait_readable(self) -> None:
         """Wait until a receive may succeed."""
@@ -104,6 +118,9 @@ class Stream(trio.abc.HalfCloseableStream):
     def abort(self) -> None:
         """Close so that the neighbour sees a reset, where the transport can say it."""
         self.close()
+
+    async def settle(self) -> None:
+        """Find out who the peer is, where accepting did not tell. Raises VsockfwdError: nobody to be served."""
 
     # --- trio's interface, held to trio.testing's suite; what is in a hurry uses the primitives
 
@@ -202,6 +219,12 @@ class SocketStream(Stream):
 
     def splice_sink(self) -> int | None:
         return self.sock.fileno() if self.features.splice_to else None
+
+    def source_to_poll(self) -> int | None:
+        return self.sock.fileno()
+
+    def sink_to_poll(self) -> int | None:
+        return self.sock.fileno()
 
     async def wait_readable(self) -> None:
         self._check_open()
@@ -340,6 +363,13 @@ class Transport(ABC, Generic[A]):
         """
         raise self.cannot("dialled", address)
 
+    async def resolve(self, address: A) -> Sequence[A]:
+        """The addresses that a name in this one stands for, best first, at least one; without a name, itself.
+
+        Raises NameNotResolved.
+        """
+        return (address,)
+
     async def listen(self, address: A) -> Sequence[Listener]:
         """Listen: one listener for each socket that the address stands for, at least one.
 
@@ -357,6 +387,42 @@ class Transport(ABC, Generic[A]):
     def cannot(self, what: str, address: Address) -> VsockfwdError:
         """The refusal of something that a scheme has no way to do."""
         return UsageError(f"{address}: a {address.scheme} address cannot be {what}")
+
+
+HEAD_START = 0.25
+"""Seconds after which the next of several addresses is tried beside those that have not answered (RFC 8305, 8)."""
+
+
+async def first_to_answer(connect: Callable[[A], Awaitable[Stream]], places: Sequence[A]) -> Stream:
+    """Dial addresses that are the same to the caller, each a little after the one before or when that has failed; the
+    first that answers is the one, and the others are hung up on. Raises what the first failed with, when all have."""
+    answered: Stream | None = None
+    failures: list[VsockfwdError | OSError] = []
+
+    async def attempt(place: A, failed: trio.Event) -> None:
+        nonlocal answered
+        try:
+            stream = await connect(place)
+        except (VsockfwdError, OSError) as error:
+            failures.append(error)
+            failed.set()
+            return
+        if answered is None:
+            answered = stream
+            nursery.cancel_scope.cancel()
+        else:
+            stream.close()
+
+    async with trio.open_nursery() as nursery:
+        for place in places:
+            failed = trio.Event()
+            nursery.start_soon(attempt, place, failed)
+            if place is not places[-1]:
+                with trio.move_on_after(HEAD_START):
+                    await failed.wait()
+    if answered is None:
+        raise failures[0]
+    return answered
 
 
 def close_socket(sock: socket.socket) -> None:

@@ -50,7 +50,7 @@ class _End:
             if self.sock.family == vsock.FAMILY:
                 self.most = vsock.PACKET
             return
-        self.splices = not self.missing and (stat.S_ISFIFO(mode) or (reading and stat.S_ISREG(mode)))
+        self.splices = not self.missing and (stat.S_ISFIFO(mode) or stat.S_ISREG(mode))
         """Whether splice(2) may move its bytes."""
         if stat.S_ISREG(mode) or self.missing:
             return
@@ -135,6 +135,12 @@ class DescriptorStream(Stream):
 
     def splice_sink(self) -> int | None:
         return self._out.fd if self._out.splices else None
+
+    def source_to_poll(self) -> int | None:
+        return self._in.fd
+
+    def sink_to_poll(self) -> int | None:
+        return self._out.fd
 
     async def wait_readable(self) -> None:
         await _wait(trio.lowlevel.wait_readable, self._in.fd)

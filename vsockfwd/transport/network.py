@@ -15,6 +15,7 @@ from vsockfwd.transport.base import Dial, Listener, Stream, Transport
 from vsockfwd.transport.descriptor import FdTransport, StdioTransport
 from vsockfwd.transport.hybrid import HybridTransport
 from vsockfwd.transport.tcp import TcpTransport
+from vsockfwd.transport.tls import TlsListener, listening_context, secured
 from vsockfwd.transport.unix import AbstractTransport, UnixTransport
 from vsockfwd.transport.vsock import VsockTransport
 
@@ -27,15 +28,23 @@ class Network:
 
     def connect_now(self, address: Address) -> Stream | Dial | None:
         """Open a stream without a wait, or begin to, where that can be. Raises a VsockfwdError."""
-        return self._of(address).connect_now(address)
+        return None if address.option("tls") else self._of(address).connect_now(address)
 
     async def connect(self, address: Address, *, privileged: bool = False) -> Stream:
         """Open a stream. Raises a VsockfwdError, see Transport.connect."""
-        return await self._of(address).connect(address, privileged=privileged)
+        stream = await self._of(address).connect(address, privileged=privileged)
+        return await secured(stream, address) if address.option("tls") else stream
+
+    async def resolve(self, address: Address) -> Sequence[Address]:
+        """What a name in an address stands for, see Transport.resolve. Raises NameNotResolved."""
+        return await self._of(address).resolve(address)
 
     async def listen(self, address: Address) -> Sequence[Listener]:
         """Listen. Raises a VsockfwdError, see Transport.listen."""
-        return await self._of(address).listen(address)
+        if not address.option("tls"):
+            return await self._of(address).listen(address)
+        context = listening_context(address)
+        return [TlsListener(listener, context) for listener in await self._of(address).listen(address)]
 
     def close(self) -> None:
         """Close what the transports themselves keep open. Streams and listeners belong to who opened them."""

@@ -6,8 +6,10 @@ The shortest address is the safe one: without a host it is loopback, both famili
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import ipaddress
+import itertools
 import socket
 import struct
 from collections.abc import Sequence
@@ -29,6 +31,7 @@ from vsockfwd.transport.base import (
     Transport,
     connect_failed,
     connect_socket,
+    first_to_answer,
     listen_failed,
     reset_at_close,
 )
@@ -144,26 +147,21 @@ class TcpTransport(Transport[TcpAddress]):
         return SocketStream(sock, FEATURES, NetworkPeer(host, address.port), address.bare())
 
     async def _connect_name(self, address: TcpAddress) -> Stream:
-        timeout = address.option("connect-timeout", CONNECT_TIMEOUT)
+        async def connect(place: TcpAddress) -> Stream:
+            stream = await self._connect_literal(*_literal(place), place)
+            stream.name = address.bare()
+            return stream
+
         try:
-            with trio.fail_after(timeout):
-                stream = await trio.open_tcp_stream(address.host, address.port)
+            with trio.fail_after(address.option("connect-timeout", CONNECT_TIMEOUT)):
+                return await first_to_answer(connect, await self.resolve(address))
         except trio.TooSlowError:
             raise OSError(errno.ETIMEDOUT, "timed out") from None
-        except (socket.gaierror, UnicodeError) as error:
-            raise name_failed(error, address.host) from None
-        except OSError as error:
-            raise _one_of(error) from None
-        family = stream.socket.family
-        sock = socket.socket(family, socket.SOCK_STREAM, 0, fileno=stream.socket.detach())
-        sock.setblocking(False)
-        try:
-            _prepare(sock, address)
-            peer = network_peer(sock.getpeername())
-        except OSError:
-            sock.close()
-            raise
-        return SocketStream(sock, FEATURES, peer, address.bare())
+
+    async def resolve(self, address: TcpAddress) -> Sequence[TcpAddress]:
+        if address.host in ("", "*") or numeric(address.host):
+            return (address,)
+        return [dataclasses.replace(address, host=host) for _, host in _in_turn(await _resolve(address))]
 
     async def listen(self, address: TcpAddress) -> Sequence[TcpListener]:
         try:
@@ -188,11 +186,17 @@ def name_failed(error: socket.gaierror | UnicodeError, host: str) -> VsockfwdErr
     return NameNotResolved(f"the name {host} does not resolve: {why.lower()}")
 
 
-def _one_of(error: OSError) -> OSError:
-    """trio tells of several failed attempts in one OSError without a number: the first cause says what to do."""
-    causes = list(error.__cause__.exceptions) if isinstance(error.__cause__, ExceptionGroup) else [error.__cause__]
-    numbered = [cause for cause in causes if isinstance(cause, OSError) and cause.errno]
-    return error if error.errno or not numbered else numbered[0]
+def _in_turn(found: list[tuple[socket.AddressFamily, str]]) -> list[tuple[socket.AddressFamily, str]]:
+    """The families by turns, in the resolver's order, so that a broken one costs one head start (RFC 8305, 4)."""
+    first = [place for place in found if place[0] == found[0][0]]
+    others = [place for place in found if place[0] != found[0][0]]
+    return [place for pair in itertools.zip_longest(first, others) for place in pair if place is not None]
+
+
+def _literal(address: TcpAddress) -> tuple[socket.AddressFamily, str]:
+    found = numeric(address.host)
+    assert found is not None  # a resolver's answer
+    return found
 
 
 async def _resolve(address: TcpAddress) -> list[tuple[socket.AddressFamily, str]]:

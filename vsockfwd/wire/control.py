@@ -2,16 +2,20 @@
 
                  client                                agent
     START ── HELLO ──▶ ASKED                START ── HELLO ──▶ ASKED ── READY ──▶ both OPEN
-                                              │ ERROR            │ ERROR
-                                              ▼                  ▼
-                                            OVER               OVER
+                         │ AUTH               │ ERROR            │ AUTH               ▲
+                         ▼                    ▼                  ▼                    │
+                       PROVED               OVER ◀── ERROR ── PROVED ── READY ────────┘
     OPEN: PING, PONG, LISTEN, DENY · BYE ──▶ OVER, the same for both; INCOMING from the agent alone
 
 LISTEN asks when the client says it and grants when the agent does. DENY names an announced connection (the client
 will not have it), or else the listener itself: it is not granted, or is over.
 
-AUTH stands between HELLO and READY, STATUS in OPEN: their numbers are assigned, their rows come with what speaks
-them; until then they are refused as out of place.
+A client that has a key puts a nonce into its HELLO, an agent that has keys answers with one, and AUTH follows: the
+client's, then the agent's. To a client with a key nothing else is an agent: one without a nonce, a READY before a
+proof, a proof that is wrong. An agent that was asked for a proof says READY only after it has proven.
+
+STATUS stands in OPEN: its number is assigned, its row comes with what speaks it; until then it is refused as out of
+place.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import msgspec
 
 from vsockfwd.errors import (
     LocalProtocolError,
+    NotAuthenticated,
     PeerBrokeProtocol,
     Reset,
     Unreachable,
@@ -31,10 +36,13 @@ from vsockfwd.errors import (
     printable,
 )
 from vsockfwd.identity import Identity
+from vsockfwd.key import Key
+from vsockfwd.wire.auth import NONCE_LENGTH, proof_of, who_proved
 from vsockfwd.wire.frames import FRAME_LIMIT, HANDSHAKE_LIMIT, VERSIONS, Buffer, FrameType, RawFrame, pack
 from vsockfwd.wire.machine import NOT_AN_AGENT, Machine, Role, State
 from vsockfwd.wire.messages import (
     TOKEN_LENGTH,
+    Auth,
     Deny,
     Granted,
     Hello,
@@ -58,6 +66,9 @@ PING_LIMIT = 64
 UNANSWERED = 64
 """Announcements of one listener that may be unanswered at a time."""
 
+_UNPROVEN = "the agent does not prove that it knows the key"
+_NOT_OURS = "it may be another's than you mean; or leave out --auth-key, where that is no matter"
+
 _UP: dict[int, State] = {
     FrameType.PING: State.OPEN,
     FrameType.PONG: State.OPEN,
@@ -72,6 +83,13 @@ class Greeted(msgspec.Struct, frozen=True):
 
     hello: Hello
     version: int
+
+
+class Proven(msgspec.Struct, frozen=True):
+    """The peer's AUTH. The agent's side: the key that it was made with, None where it is none of ours. The client's
+    side: its own key, always."""
+
+    key: Key | None
 
 
 class Welcomed(msgspec.Struct, frozen=True):
@@ -134,7 +152,17 @@ class Denied(msgspec.Struct, frozen=True):
 
 
 ControlEvent = (
-    Greeted | Welcomed | Refused | Pinged | Ponged | Farewell | ListenAsked | ListenGranted | Announced | Denied
+    Greeted
+    | Proven
+    | Welcomed
+    | Refused
+    | Pinged
+    | Ponged
+    | Farewell
+    | ListenAsked
+    | ListenGranted
+    | Announced
+    | Denied
 )
 
 
@@ -142,10 +170,15 @@ class ControlMachine(Machine):
     """One control connection, either side of it."""
 
     tables: ClassVar = {
-        Role.CLIENT: {State.START: {FrameType.HELLO: State.ASKED}, State.OPEN: _UP},
+        Role.CLIENT: {
+            State.START: {FrameType.HELLO: State.ASKED},
+            State.ASKED: {FrameType.AUTH: State.PROVED},
+            State.OPEN: _UP,
+        },
         Role.AGENT: {
             State.START: {FrameType.HELLO: State.ASKED, FrameType.ERROR: State.OVER},
-            State.ASKED: {FrameType.READY: State.OPEN, FrameType.ERROR: State.OVER},
+            State.ASKED: {FrameType.AUTH: State.PROVED, FrameType.READY: State.OPEN, FrameType.ERROR: State.OVER},
+            State.PROVED: {FrameType.READY: State.OPEN, FrameType.ERROR: State.OVER},
             State.OPEN: {**_UP, FrameType.INCOMING: State.OPEN},
         },
     }
@@ -153,15 +186,49 @@ class ControlMachine(Machine):
     offered_frame = FRAME_LIMIT
     """The largest frame, in bytes, that our HELLO offered to take."""
 
+    def __init__(self, role: Role, keys: tuple[Key, ...] = ()) -> None:
+        """`keys`: a client has one or none; an agent those that it trusts."""
+        super().__init__(role)
+        self._keys = keys
+        self._version = 0
+        self._hellos: dict[Role, bytes] = {}
+        self._nonces: dict[Role, bytes] = {}
+        self._proof = b""
+        """The client's."""
+        self._proven: Key | None = None
+        """The key that the peer has proven to know."""
+
     # --- verbs: each returns the bytes to send
 
     def hello(self, hello: Hello) -> bytes:
-        """Both sides: say who speaks."""
+        """Both sides: say who speaks. With a nonce: that a proof is to follow."""
         self.offered_frame = hello.frame
-        return self._sending(FrameType.HELLO) + pack(FrameType.HELLO, encode(hello))
+        payload = encode(hello)
+        self._note(self.role, hello, payload)
+        return self._sending(FrameType.HELLO) + pack(FrameType.HELLO, payload)
+
+    def _note(self, role: Role, hello: Hello, payload: bytes) -> None:
+        self._hellos[role], self._nonces[role] = payload, hello.nonce
+
+    def prove(self) -> bytes:
+        """Client: AUTH, after the agent's HELLO. Agent: AUTH, after the client's, whose key it knows."""
+        if self.role is Role.CLIENT:
+            (key,) = self._keys
+            self._proof = proof_of(key, self.role, self._version, self._said())
+            proof = self._proof
+        elif self._proven is None:
+            raise LocalProtocolError("nothing can be proven to who has proven nothing")
+        else:
+            proof = proof_of(self._proven, self.role, self._version, (*self._said(), self._proof))
+        return self._sending(FrameType.AUTH) + pack(FrameType.AUTH, encode(Auth(proof)))
+
+    def _said(self) -> tuple[bytes, ...]:
+        return self._hellos[Role.CLIENT], self._hellos[Role.AGENT]
 
     def ready(self, ready: Ready) -> bytes:
         """Agent: welcome the client."""
+        if self._nonces.get(self.role) and self.ours is not State.PROVED:
+            raise LocalProtocolError("a proof was asked for and not waited for")
         return self._sending(FrameType.READY) + pack(FrameType.READY, encode(ready))
 
     def refuse(self, error: VsockfwdError) -> bytes:
@@ -217,6 +284,7 @@ class ControlMachine(Machine):
         match frame.kind:
             case FrameType.HELLO:
                 hello = decode(frame.payload, Hello, "HELLO")
+                self._note(self.role.other, hello, bytes(frame.payload))
                 version = choose(VERSIONS, hello.versions)
                 if version is None:
                     theirs = ", ".join(map(str, hello.versions))
@@ -224,8 +292,14 @@ class ControlMachine(Machine):
                         f"the peer speaks protocol version {theirs}, this side {', '.join(map(str, VERSIONS))}",
                         hint="install the same vsockfwd on both sides",
                     )
+                self._version = version
+                self._check_nonce(hello)
                 return Greeted(hello, version)
+            case FrameType.AUTH:
+                return self._check_proof(decode(frame.payload, Auth, "AUTH").proof)
             case FrameType.READY:
+                if self._keys and self._proven is None:
+                    raise NotAuthenticated(_UNPROVEN, hint=_NOT_OURS)
                 return Welcomed(self._check_ready(decode(frame.payload, Ready, "READY")))
             case FrameType.ERROR:
                 return Refused(error_of(frame.code, frame.payload, "the agent"))
@@ -245,6 +319,27 @@ class ControlMachine(Machine):
                 return self._denied(frame.code, decode(frame.payload, Deny, "DENY"))
             case _:
                 return Farewell(error_of(frame.code, frame.payload, f"the {self.role.other.value}"))
+
+    def _check_nonce(self, hello: Hello) -> None:
+        if hello.nonce and len(hello.nonce) != NONCE_LENGTH:
+            raise PeerBrokeProtocol(f"the peer's HELLO makes no sense: a nonce of {len(hello.nonce)} bytes")
+        if self.role is Role.CLIENT and bool(hello.nonce) != bool(self._keys):
+            if self._keys:
+                raise NotAuthenticated(_UNPROVEN, hint=_NOT_OURS)
+            raise PeerBrokeProtocol("the agent asks for a proof that was not offered")
+
+    def _check_proof(self, proof: bytes) -> Proven:
+        """Whose proof it is. A client is told of no other than its own key's: it raises."""
+        agent = self.role is Role.AGENT
+        if not self._nonces.get(self.role) or self.ours is not (State.ASKED if agent else State.PROVED):
+            raise PeerBrokeProtocol("the peer proves what it was not asked")
+        said = self._said() if agent else (*self._said(), self._proof)
+        self._proven = who_proved(self._keys, proof, self.role.other, self._version, said)
+        if agent:
+            self._proof = proof
+        elif self._proven is None:
+            raise NotAuthenticated("the agent does not know the key", hint=_NOT_OURS)
+        return Proven(self._proven)
 
     def _denied(self, code: int, deny: Deny) -> Denied:
         if deny.ticket and (self.role is Role.CLIENT or len(deny.ticket) != TOKEN_LENGTH):

@@ -44,6 +44,8 @@ class State(Enum):
     """Nothing was sent yet."""
     ASKED = auto()
     """HELLO or OPEN was sent; the answer is awaited."""
+    PROVED = auto()
+    """AUTH was sent."""
     OPEN = auto()
     """READY or OK was said: both directions are free."""
     ENDED = auto()

@@ -12,6 +12,7 @@ import msgspec
 
 from vsockfwd.errors import TEXT_LIMIT, Code, PeerBrokeProtocol, VsockfwdError, from_code, printable
 from vsockfwd.identity import Identity, NetworkPeer, OwnPeer, UnixPeer, VsockPeer
+from vsockfwd.wire.auth import NONCE_LENGTH, PROOF_LENGTH
 from vsockfwd.wire.frames import FRAME_LIMIT, HANDSHAKE_LIMIT, Buffer
 
 TOKEN_LENGTH = 16
@@ -28,11 +29,19 @@ AddressText = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """Who speaks: protocol versions, the software's name, the largest frame taken."""
+    """Who speaks: protocol versions, the software's name, the largest frame taken, a nonce where a key is shown."""
 
     versions: Versions
     software: Text = ""
     frame: FrameSize = FRAME_LIMIT
+    nonce: Annotated[bytes, msgspec.Meta(max_length=NONCE_LENGTH)] = b""
+    """A client with a key sends one, and so does an agent that answers it: then AUTH follows."""
+
+
+class Auth(msgspec.Struct, frozen=True):
+    """That this side knows the key (wire/auth.py)."""
+
+    proof: Annotated[bytes, msgspec.Meta(min_length=PROOF_LENGTH, max_length=PROOF_LENGTH)]
 
 
 class Ready(msgspec.Struct, frozen=True):

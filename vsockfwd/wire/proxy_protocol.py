@@ -18,7 +18,7 @@ import struct
 from dataclasses import dataclass
 
 from vsockfwd.errors import PeerBrokeProtocol, printable
-from vsockfwd.identity import GuestPeer, Identity, NetworkPeer, OwnPeer, UnixPeer, VsockPeer
+from vsockfwd.identity import CertificatePeer, GuestPeer, Identity, KeyPeer, NetworkPeer, OwnPeer, UnixPeer, VsockPeer
 
 HEADER_LIMIT = 4096
 """Bytes of the longest header taken; version 2 could announce 64 KiB, nobody sends more than some hundreds."""
@@ -82,6 +82,8 @@ def header(source: Identity, destination: NetworkPeer | bytes | None = None) -> 
             return _v2(_PROXY, _UNIX_STREAM, _UN.pack(b"", path) + tlv)
         case VsockPeer():
             return _v2(_PROXY, _UNSPEC, _tlv(VSOCK_TLV, _VSOCK.pack(source.cid, source.port)))
+        case KeyPeer(seen=seen) | CertificatePeer(seen=seen):
+            return header(seen, destination)
         case GuestPeer():
             return _v2(_PROXY, _UNSPEC, _tlv(GUEST_TLV, source.socket))
         case OwnPeer():

@@ -67,6 +67,21 @@ async def test_many_senders_have_a_connection_each(relaying: Start) -> None:
     assert len(set.union(*programs.values())) == 5
 
 
+async def test_without_fork_the_first_sender_is_the_only_one_that_is_heard(relaying: Start, peer: Any) -> None:
+    port = await port_of(relaying(LISTEN, f"UDP:127.0.0.1:{peer.getsockname()[1]}"))
+    with trio.socket.socket(type=socket.SOCK_DGRAM) as first, trio.socket.socket(type=socket.SOCK_DGRAM) as stranger:
+        for sock in (first, stranger):
+            await sock.connect(("127.0.0.1", port))
+        for word in (b"one", b"two", b"three"):
+            await first.send(word)
+            await stranger.send(b"stranger")
+        with trio.fail_after(5):
+            came = [await peer.recvfrom(100) for _ in range(3)]
+            assert [data for data, _ in came] == [b"one", b"two", b"three"]
+            await peer.sendto(b"back", came[0][1])
+            assert await first.recv(100) == b"back"
+
+
 async def test_datagrams_that_come_at_once_are_served_at_once(relaying: Start, tmp_path: Path) -> None:
     running = relaying("UDP-RECVFROM:0,bind=127.0.0.1,fork", "SYSTEM:read x; test $x = slow && sleep 5; echo $x")
     port = await port_of(running)

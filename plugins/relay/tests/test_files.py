@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -63,6 +64,47 @@ async def test_a_bare_path_of_a_socket_is_connected(relaying: Start, everything:
         await stream.send_eof()
         assert await everything(stream) == b"x"
     await running.end()
+
+
+async def feed(relaying: Start, folder: Path, source: str, sink: str, data: bytes) -> Any:
+    """A relay from a source of a kind, which sends `data`, to a file; it is at its end, or failed, soon."""
+    (folder / "a").write_bytes(data)
+    if source == "file":
+        return relaying(f"OPEN:{folder}/a", sink, **ONE_WAY)
+    if source == "pipe":
+        return relaying(f"EXEC:cat {folder}/a,pipes", sink, **ONE_WAY)
+    listen = f"UNIX-LISTEN:{folder}/s" if source == "unix" else LOCAL
+    running = relaying(listen, sink, **ONE_WAY)
+    await running.said("listening")
+    to = f"UNIX:{folder}/s" if source == "unix" else f"TCP:127.0.0.1:{await running.port()}"
+    relaying(f"OPEN:{folder}/a", to, **ONE_WAY)
+    return running
+
+
+@pytest.mark.parametrize("source", ["file", "pipe", "unix", "tcp"])
+async def test_bulk_comes_to_lie_in_a_file_where_the_options_say(relaying: Start, tmp_path: Path, source: str) -> None:
+    data, sink = os.urandom(2_000_001), tmp_path / "b"
+    sink.write_bytes(b"before" + bytes(10))
+    for address, expected in (
+        (f"OPEN:{sink},seek=6", b"before" + data),
+        (f"OPEN:{sink},append", b"before" + data + data),
+        (f"CREATE:{sink}", data),
+    ):
+        await (await feed(relaying, tmp_path, source, address, data)).end()
+        assert sink.read_bytes() == expected
+
+
+@pytest.mark.parametrize("source", ["file", "pipe", "unix"])
+async def test_bulk_that_a_file_cannot_hold_ends_as_an_error(relaying: Start, tmp_path: Path, source: str) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    running = await feed(relaying, tmp_path, source, f"CREATE:{tmp_path}/b", os.urandom(2_000_001))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, limits[1]))
+    try:
+        with pytest.raises(NoSpace):
+            await running.end()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "b").stat().st_size == 1_500_000
 
 
 async def test_a_full_disk_ends_the_relay_as_an_error(relaying: Start) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -96,6 +97,9 @@ def cp(
         str, Flag("--progress", metavar="auto|json|none", help="bars on a terminal, JSON lines, or neither")
     ] = "auto",
     port: Annotated[str | None, Flag("-p", metavar="PORT", help="the agent's port, where it is not 876")] = None,
+    auth_key: Annotated[
+        str | None, Flag("--auth-key", metavar="FILE", help="the key that is shared with the agent")
+    ] = None,
 ) -> int:
     """Copy files to or from where an agent runs, verified: vsockfwd cp -r site 3:/srv, vsockfwd cp 3:/etc/hosts .
 
@@ -147,7 +151,12 @@ def cp(
         rate=_rate(bwlimit),
         algorithm=digest,
     )
-    what = plan(locations, parse_port(port), invocation.target, into=target_directory)
+    what = plan(
+        locations,
+        parse_port(port),
+        functools.partial(invocation.target, auth_key=auth_key),
+        into=target_directory,
+    )
     if invocation.json and progress != "json" and what.destination == STANDARD and not what.destinations:
         raise UsageError("--json and the files would both go to stdout", hint="--progress json tells on standard error")
     check(what, options, files_from is not None)

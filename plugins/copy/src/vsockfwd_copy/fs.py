@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import stat
 import sys
 import time
@@ -71,6 +72,9 @@ def fs(
     port: Annotated[
         str | None, typer.Option("-p", metavar="PORT", help="the agent's port, where it is not 876")
     ] = None,
+    auth_key: Annotated[
+        str | None, typer.Option("--auth-key", metavar="FILE", help="the key that is shared with the agent")
+    ] = None,
 ) -> int:
     """Look at files where an agent runs, make directories, remove: vsockfwd fs ls -l 3:/var, vsockfwd fs cat 3:notes.
 
@@ -81,7 +85,8 @@ def fs(
     for flag, for_what in _MEANS.items():
         if getattr(asked, flag) and what not in for_what:
             raise UsageError(f"--{flag} says nothing to fs {what}")
-    places = [parse_location(word, parse_port(port), invocation.target) for word in locations]
+    read_target = functools.partial(invocation.target, auth_key=auth_key)
+    places = [parse_location(word, parse_port(port), read_target) for word in locations]
     for word, place in zip(locations, places, strict=True):
         if len(place.targets) != 1:
             raise UsageError(f"{printable(word)}: is not at one target", hint="such as 3:/var/log")

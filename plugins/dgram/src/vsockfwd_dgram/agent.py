@@ -7,17 +7,28 @@ policy is never asked about another address than the one that is used.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from vsockfwd.plugin import Access, Address, AddressError, BadRequest, Call, Resource, decode_arguments
+from vsockfwd.plugin import (
+    Access,
+    Address,
+    AddressError,
+    BadRequest,
+    Call,
+    NotAllowed,
+    Resource,
+    UdpAddress,
+    decode_arguments,
+)
 from vsockfwd_dgram.far import Far, sockets_to_spare
 from vsockfwd_dgram.frames import Connect, Connected, Listen, Listens
 from vsockfwd_dgram.near import Near
 from vsockfwd_dgram.rule import DatagramEnd, Destination
-from vsockfwd_dgram.sockets import bind, places
+from vsockfwd_dgram.sockets import Place, bind, places
 
 WHERE = "at the client"
 
@@ -55,10 +66,32 @@ async def serve(call: Call) -> None:
 
 
 async def _connect(call: Call, request: Connect, address: Address) -> None:
-    found = await places(address)
+    look_up = functools.partial(_places, call, address)
+    found = await look_up()
     flows = min(request.flows, sockets_to_spare())
     channel = await call.accept(Connected(flows))
-    await Far(f"dgram to {address} for {call.peer}", WHERE, address, found, flows, call.report).run(channel)
+    await Far(f"dgram to {address} for {call.peer}", WHERE, address, found, flows, call.report, look_up=look_up).run(
+        channel
+    )
+
+
+async def _places(call: Call, address: Address) -> list[Place]:
+    """What the address stands for, as far as the client may have it. Raises NameNotResolved, NotAllowed."""
+    found = await places(address)
+    if not isinstance(address, UdpAddress) or address.host in ("", "*"):
+        return found
+    allowed, refusal = [], None
+    for family, sockaddr in found:
+        literal = UdpAddress(sockaddr[0].partition("%")[0], address.port)
+        try:
+            call.check(Resource(Access.CONNECT, literal.bare(), asked=address.bare()))
+        except NotAllowed as error:
+            refusal = refusal or error
+        else:
+            allowed.append((family, sockaddr))
+    if refusal is not None and not allowed:
+        raise refusal
+    return allowed
 
 
 async def _listen(call: Call, request: Listen, address: Address) -> None:

@@ -1,10 +1,12 @@
 """One side of a stream with flows on it: what the side that listens and the side that sends on share.
 
 Datagrams from sockets go into the next frame while the stream takes what it is given, and wait in a fair queue while
-it does not; a single writer fills the stream. Datagrams from the stream go out at once.
+it does not. Datagrams from the stream go out at once.
 
-The thing to understand first: batches make themselves. The writer takes what is there, so a lone datagram leaves at
-once and many leave together; in a frame that came, the datagrams of one flow are sent on together.
+The thing to understand first: batches make themselves. When the sockets that had something were read, what they brought
+leaves, without a task that would have to be woken; so a lone datagram leaves at once and many leave together. Once the
+stream takes no more a task waits for it, and is its only writer until it has sent all there is. In a frame that came,
+the datagrams of one flow are sent on together.
 """
 
 from __future__ import annotations
@@ -69,6 +71,10 @@ class Carrier(Flows[F], Generic[F]):
         self._room = 0
         """Bytes of datagrams that may still be written there: none while there is no stream, or it is stuck."""
         self._limit = 0
+        self._stream: Channel | None = None
+        """Where frames may be sent without waiting: not while the writer is at work."""
+        self._turn_ends = False
+        """Whether what the sockets bring is sent when they all have been read."""
 
     # --- what the two sides do differently
 
@@ -137,7 +143,17 @@ class Carrier(Flows[F], Generic[F]):
             count += 1
         self._room = room
         self._next_count += count
-        self.awake.set()
+        if not self._turn_ends:
+            self._turn_ends = True
+            self.poll.again(self._send_now)
+
+    def _send_now(self) -> None:
+        """The sockets were read: let it go, or have the writer see to it."""
+        self._turn_ends = False
+        stream = self._stream
+        if stream is None or not stream.try_send_frames(*self._frames(stream.frame_limit)):
+            self._stream = None
+            self.awake.set()
 
     def _announce(self, flow: F) -> bool:
         """Announce a flow before its first datagram leaves, if there is room: sources that come and go while the
@@ -169,9 +185,11 @@ class Carrier(Flows[F], Generic[F]):
         self.awake.set()
         while True:
             await self.awake.wait()
-            self.awake = trio.Event()
+            self.awake, self._stream = trio.Event(), None
+            await channel.send_frames()  # what was left over
             while frames := self._frames(channel.frame_limit):  # which ends: nobody adds but while the stream is full
                 await channel.send_frames(*frames)
+            self._stream = channel
 
     def _frames(self, limit: int) -> list[tuple[int, bytes | bytearray]]:
         """What is to be said next, in the order in which the peer must hear it; a frame has at most `limit` bytes."""
@@ -288,6 +306,7 @@ class Carrier(Flows[F], Generic[F]):
             broken = isinstance(reason, VsockfwdError)
             raise reason from None
         finally:
+            self._stream = None
             self._forget_next()
             if not broken:
                 with trio.move_on_after(FAREWELL, shield=True):

@@ -31,6 +31,9 @@ def dgram(
     port: Annotated[
         int | None, typer.Option("-p", metavar="PORT", help="the agent's port, where it is not 876")
     ] = None,
+    auth_key: Annotated[
+        str | None, typer.Option("--auth-key", metavar="FILE", help="the key that is shared with the agent")
+    ] = None,
     idle: Annotated[
         float, typer.Option("--idle", metavar="SECONDS", help="without a datagram either way, a flow ends")
     ] = IDLE,
@@ -57,10 +60,10 @@ def dgram(
         raise UsageError(f"--flows {flows}: from 1 to {FLOWS_LIMIT}")
     limits = {"idle": idle, "flows": flows}
     if not local and not remote:
-        return _raw(invocation, addresses, port, limits)
+        return _raw(invocation, addresses, port, auth_key, limits)
     if len(addresses) != 1:
         raise UsageError("dgram takes one TARGET with -L and -R", hint="vsockfwd dgram --help")
-    target = invocation.target(addresses[0], port)
+    target = invocation.target(addresses[0], port, auth_key)
     rules = [
         _named(flag, kind, spec, target, limits)
         for flag, kind, specs in (("-L", DATAGRAM, local), ("-R", REMOTE_DATAGRAM, remote))
@@ -69,7 +72,9 @@ def dgram(
     return invocation.run(_until_ended, target, rules, exit_on_failure)
 
 
-def _raw(invocation: Invocation, addresses: list[str], port: int | None, limits: dict[str, Any]) -> int:
+def _raw(
+    invocation: Invocation, addresses: list[str], port: int | None, auth_key: str | None, limits: dict[str, Any]
+) -> int:
     if len(addresses) != 2:
         raise UsageError(
             "dgram takes LISTEN and CONNECT, or -L SPEC or -R SPEC, once or more, and one TARGET",
@@ -77,6 +82,8 @@ def _raw(invocation: Invocation, addresses: list[str], port: int | None, limits:
         )
     if port is not None:
         raise UsageError("-p is the port of an agent, there is none here", hint="write the port into the address")
+    if auth_key is not None:
+        raise UsageError("--auth-key is for an agent, there is none here", hint="-L SPEC goes through one")
     ends = RawEnd.read(addresses[0]), RawDestination.read(addresses[1])
     rule = RawDatagramRule(listen=ends[0], connect=ends[1], **limits)
     return invocation.run(_until_ended, None, [NamedRule(rule.title(), RAW_DATAGRAM, rule)], False)

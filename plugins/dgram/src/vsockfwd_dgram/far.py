@@ -13,7 +13,7 @@ import functools
 import itertools
 import resource
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import trio
@@ -177,12 +177,17 @@ class Legs(Protocol):
     def failed(self, error: OSError, count: int = 1) -> None: ...
 
 
+LookUp = Callable[[], Awaitable[list[Place]]]
+
+
 class Lookup:
     """Where a name's datagrams go: its places, looked up again now and then. The last answer is good until the next."""
 
-    def __init__(self, address: Address, found: list[Place]) -> None:
+    def __init__(self, address: Address, found: list[Place], look_up: LookUp | None = None) -> None:
+        """`look_up`: how it is done, where not every answer will do."""
         self.address = address
         self.places = found
+        self._look_up = look_up or functools.partial(places, address)
         self.interface: str = address.option("interface", "")
 
     async def look_up_again(self) -> None:
@@ -190,7 +195,7 @@ class Lookup:
         while True:
             await trio.sleep(LOOK_UP_AGAIN)
             with contextlib.suppress(VsockfwdError):
-                self.places = await places(self.address)
+                self.places = await self._look_up()
 
 
 class Far(Carrier[Carriage]):
@@ -205,9 +210,10 @@ class Far(Carrier[Carriage]):
         cap: int,
         report: Report,
         live: set[Any] | None = None,
+        look_up: LookUp | None = None,
     ) -> None:
         super().__init__(rule, where, cap, report, live)
-        self._lookup = Lookup(address, found)
+        self._lookup = Lookup(address, found, look_up)
         self.interface = self._lookup.interface
 
     @property

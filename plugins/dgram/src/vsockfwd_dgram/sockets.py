@@ -389,6 +389,7 @@ class CountingPoll:
         self._turns: Iterator[socket.socket] = iter(())
         self._lost = lost
         self.run = self._poll.run
+        self.again = self._poll.again
 
     def add(self, sock: socket.socket, tell: Callable[[], None], events: int = select.EPOLLIN) -> None:
         """Call `tell` when the socket has something to read, be it an error, or what else is asked for."""

@@ -10,6 +10,7 @@ import errno
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
@@ -17,15 +18,16 @@ import trio
 from vsockfwd.plugin import (
     SCHEMES,
     Features,
-    OpenedStream,
     OwnPeer,
     SocketStream,
     Stream,
-    open_session,
     parse_stream,
     the_one,
 )
 from vsockfwd_relay.address_type import Options, Situation, Specification
+
+if TYPE_CHECKING:
+    from vsockfwd.plugin import OpenedStream
 
 _MODE = "forward"
 
@@ -74,6 +76,10 @@ class _Near(SocketStream):
             raise OSError(errno.ECONNRESET, "cut off")
         return size
 
+    def source_to_poll(self) -> int | None:
+        """None: who carries for the pair's other end is in this process too."""
+        return None
+
     def abort(self) -> None:
         """Have the agent's stream reset."""
         self.carrying.cancel()
@@ -95,6 +101,8 @@ class _Far(SocketStream):
 @asynccontextmanager
 async def open_through(spec: Specification, situation: Situation) -> AsyncIterator[Stream]:
     """Log in, have the agent dial, and carry. Raises why it could not."""
+    from vsockfwd.plugin import open_session  # what needs no agent starts sooner without
+
     wanted: Through = spec.subject
     target = situation.target(wanted.target)
     name = f"{wanted.connect} through {target.bare()}"

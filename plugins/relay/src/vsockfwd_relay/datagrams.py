@@ -147,6 +147,8 @@ class _Messages(Stream):
 class Datagrams(_Messages):
     """A datagram socket of one's own: connected, or with a place that it sends to. `wants` says whose are taken."""
 
+    empties = True
+
     def __init__(
         self,
         spec: Specification,
@@ -164,13 +166,21 @@ class Datagrams(_Messages):
         self._wants = wants
 
     def _next(self, buffer: memoryview) -> int:
+        if self._wants is None:
+            return self.sock.recv_into(buffer, 0, socket.MSG_TRUNC)
         while True:
             size, source = self.sock.recvfrom_into(buffer, 0, socket.MSG_TRUNC)
-            if self._wants is None or self._wants(source):
+            if self._wants(source):
                 return size
 
     def _send(self, data: Data) -> int:
         return self.sock.send(data) if self._to is None else self.sock.sendto(data, self._to)
+
+    def source_to_poll(self) -> int | None:
+        return self.sock.fileno()
+
+    def sink_to_poll(self) -> int | None:
+        return self.sock.fileno()
 
     async def wait_readable(self) -> None:
         await trio.lowlevel.wait_readable(self.sock)
@@ -397,6 +407,7 @@ class Flow(_OfOne):
         self, spec: Specification, situation: Situation, shared: _Shared, way: Any, listener: FlowListener
     ) -> None:
         super().__init__(spec, situation, shared, way)
+        self._spec, self._situation = spec, situation
         self._listener = listener
         self._queue: deque[bytes] = deque()
         self._queued = self._dropped = 0
@@ -409,6 +420,12 @@ class Flow(_OfOne):
         self._queue.append(data)
         self._queued += len(data)
         self._listener.wake(self)
+
+    def alone(self) -> Sole:
+        """This flow by itself; it takes the place of this stream, which is closed."""
+        sole = Sole(self._spec, self._situation, self._socket, self._way, self._queue)
+        self.close()
+        return sole
 
     def _next(self, buffer: memoryview) -> int:
         if self._shared is None:
@@ -430,6 +447,42 @@ class Flow(_OfOne):
                 self._note(1, f"{self.name}: {self._dropped} datagrams came faster than they left: dropped")
         super().close()
         self._listener.wake(self)
+
+
+class Sole(_OfOne):
+    """The one sender that is heard on its socket, which is read without a listener in between."""
+
+    def __init__(
+        self, spec: Specification, situation: Situation, shared: _Shared, way: Any, come: deque[bytes]
+    ) -> None:
+        super().__init__(spec, situation, shared, way)
+        self.empties = len(come) < 2
+        self._come = come
+        self.sock: socket.socket = shared.sock
+
+    def _next(self, buffer: memoryview) -> int:
+        if self._come:
+            data = self._come.popleft()
+            buffer[: len(data)] = data
+            return len(data)
+        while True:
+            size, way = self.sock.recvfrom_into(buffer, 0, socket.MSG_TRUNC)
+            if way == self._way:
+                return size
+
+    def source_to_poll(self) -> int | None:
+        return self.sock.fileno()
+
+    def sink_to_poll(self) -> int | None:
+        return self.sock.fileno()
+
+    async def wait_readable(self) -> None:
+        await trio.lowlevel.wait_readable(self.sock)
+
+
+async def settle(spec: Specification, situation: Situation, stream: Stream) -> Stream:
+    """UDP-LISTEN without fork: nobody but the first sender is heard any more."""
+    return stream.alone() if isinstance(stream, Flow) and not spec.option("fork") else stream
 
 
 # --- opening ------------------------------------------------------------------------------------------------------

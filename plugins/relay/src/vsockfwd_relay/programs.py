@@ -45,8 +45,6 @@ FINISH = 1.0
 OURS = "VSOCKFWD"
 """How our own variables begin; those that begin as socat's are the same but for that."""
 
-_SEND_BUFFER = 1 << 20
-
 _TOLD = ("PEER", "PEERADDR", "PEERPORT", "SOCKADDR", "SOCKPORT", "OPENSSL_X509", "OPENSSL_X509V3")
 
 # --- parameters ---------------------------------------------------------------------------------------------------
@@ -230,10 +228,9 @@ def _plumb(spec: Specification) -> tuple[Stream, int, int]:
         return _OnTerminal(over_descriptors(ours, ours, name, [ours])), theirs, theirs
     ours_, theirs_ = socket.socketpair()
     ours_.setblocking(False)
-    for sock in (ours_, theirs_):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
     both = theirs_.detach()
-    return SocketStream(ours_, Features(half_close=True), OwnPeer(name), name), both, both
+    features = Features(half_close=True, splice_from=True, splice_to=True)
+    return SocketStream(ours_, features, OwnPeer(name), name), both, both
 
 
 def _has_terminal() -> bool:

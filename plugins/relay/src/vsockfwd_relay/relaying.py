@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
@@ -34,7 +35,6 @@ from vsockfwd.plugin import (
     Outcome,
     OwnPeer,
     Problem,
-    Relays,
     Reset,
     SocketStream,
     Stream,
@@ -69,6 +69,9 @@ from vsockfwd_relay.streams import (
     StandardOutputClosed,
     Watched,
 )
+
+if TYPE_CHECKING:
+    from vsockfwd.plugin import Relays
 
 Show = Callable[[memoryview], None]
 Handler = Callable[[Stream], Awaitable[None]]
@@ -255,6 +258,8 @@ class _Relaying:
                 raise from_oserror(error, "hand the descriptor over") from None
 
     async def serve(self, first: Specification) -> None:
+        from vsockfwd.plugin import Relays  # what serves one alone starts sooner without
+
         listeners = await _listen(first, self._situation, "")
         gate = Gate(first.option("max-children")) if first.option("max-children") else None
         plan = self.plan
@@ -330,7 +335,7 @@ class _Relaying:
                 await over.wait()
                 return
             self.engine.report(Opened(str(self.plan), str(near.peer)))
-            outcome = await self._join(near, far, swap=False)
+            outcome = await self._join(near, far, swap=False, alone=False)
             _judge(outcome)
         self.engine.report(Closed(str(self.plan), str(near.peer), outcome))
 
@@ -345,21 +350,24 @@ class _Relaying:
         )
         try:
             async with _opened(self.plan.second, situation) as far:
-                outcome = await self._join(near, far, swap=not accepted and not near.features.half_close)
+                swap = not accepted and not near.features.half_close
+                outcome = await self._join(near, far, swap=swap, alone=not many)
                 _judge(outcome)
         except BaseException:
             near.abort()
             raise
         self.engine.report(Closed(str(self.plan), str(near.peer), outcome))
 
-    async def _join(self, near: Stream, far: Stream, *, swap: bool) -> Outcome:
+    async def _join(self, near: Stream, far: Stream, *, swap: bool, alone: bool) -> Outcome:
         plan = self.plan
         if self._watched:
             near, far = Watched(near, self._shows(">", self._forth)), Watched(far, self._shows("<", self._back))
         if swap:  # the engine withholds a half-close that would kill the reply from its second stream only
             near, far = far, near
         try:
-            outcome = await relay(near, far, self.engine.buffers, idle=plan.idle, half_open=self._half_open)
+            outcome = await relay(
+                near, far, self.engine.buffers, idle=plan.idle, half_open=self._half_open, alone=alone
+            )
         except BaseExceptionGroup as group:  # a write that is final, out of the engine's nursery
             raise the_one(group) from None
         if swap:

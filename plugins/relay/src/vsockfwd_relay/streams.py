@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 
 import trio
 
-from vsockfwd.plugin import DescriptorStream, Reset, Stream, from_oserror
+from vsockfwd.plugin import NEVER, DescriptorStream, Reset, Stream, from_oserror
 
 LOOK_AGAIN = 1.0
 """Seconds after which an end that is ignored is looked at again."""
@@ -34,8 +34,8 @@ class Halves(Stream):
     a reset that takes back what was sent; the end comes when the writing is over.
     """
 
-    splices = False
-    """Whether the halves may be spliced from and to as they are: nothing of ours looks at what passes, or bounds it."""
+    looks = False
+    """Whether anything of ours looks at what passes, or bounds it: then it cannot be moved or watched by others."""
 
     def __init__(self, reading: Stream | None, writing: Stream | None) -> None:
         self._reading = reading
@@ -61,10 +61,17 @@ class Halves(Stream):
         raise BlockingIOError
 
     def splice_source(self) -> int | None:
-        return self._reading.splice_source() if self.splices and self._reading and not self._over else None
+        return None if self.looks or self._over or self._reading is None else self._reading.splice_source()
 
     def splice_sink(self) -> int | None:
-        return self._writing.splice_sink() if self.splices and self._writing else None
+        return None if self.looks or self._writing is None else self._writing.splice_sink()
+
+    def source_to_poll(self) -> int | None:
+        source = self._reading or (self._writing if self._listening else None)
+        return None if self.looks else NEVER if source is None or self._over else source.source_to_poll()
+
+    def sink_to_poll(self) -> int | None:
+        return None if self.looks else NEVER if self._writing is None else self._writing.sink_to_poll()
 
     async def wait_readable(self) -> None:
         if self._over:
@@ -176,16 +183,23 @@ def over_descriptors(
 ) -> Stream:
     """A stream over one or two descriptors. Raises OSError. `kept`: others use them too."""
     stream = Descriptors(reading, writing, name, owned)
-    halves = (Kept if kept else Halves)(None if reading is None else stream, None if writing is None else stream)
-    halves.splices = True
-    return halves
+    return (Kept if kept else Halves)(None if reading is None else stream, None if writing is None else stream)
 
 
-class Persistent(Halves):
-    """`ignoreeof`: where the stream ends it is looked at again, second after second."""
+class Looking(Halves):
+    """One stream, whose bytes are looked at as they pass."""
+
+    looks = True
 
     def __init__(self, stream: Stream) -> None:
         super().__init__(stream, stream)
+
+
+class Persistent(Looking):
+    """`ignoreeof`: where the stream ends it is looked at again, second after second."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(stream)
         self._at_end = False
 
     def try_receive_into(self, buffer: memoryview) -> int:
@@ -203,11 +217,11 @@ class Persistent(Halves):
             await trio.sleep(LOOK_AGAIN)
 
 
-class Watched(Halves):
+class Watched(Looking):
     """Shows what is read to functions before it goes on."""
 
     def __init__(self, stream: Stream, show: Iterable[Callable[[memoryview], None]]) -> None:
-        super().__init__(stream, stream)
+        super().__init__(stream)
         self._show = tuple(show)
 
     def try_receive_into(self, buffer: memoryview) -> int:
@@ -218,11 +232,11 @@ class Watched(Halves):
         return size
 
 
-class Short(Halves):
+class Short(Looking):
     """`readbytes`: ends after so many bytes were read."""
 
     def __init__(self, stream: Stream, most: int) -> None:
-        super().__init__(stream, stream)
+        super().__init__(stream)
         self._left = most
 
     def try_receive_into(self, buffer: memoryview) -> int:
@@ -231,11 +245,11 @@ class Short(Halves):
         return size
 
 
-class Escapable(Halves):
+class Escapable(Looking):
     """`escape`: a byte of this value ends what is read."""
 
     def __init__(self, stream: Stream, value: int) -> None:
-        super().__init__(stream, stream)
+        super().__init__(stream)
         self._mark = bytes([value])
         self._escaped = False
 
@@ -250,11 +264,8 @@ class Escapable(Halves):
         return place
 
 
-class Carriage(Halves):
+class Carriage(Looking):
     """`cr`: the lines of this side end with CR, ours with NL."""
-
-    def __init__(self, stream: Stream) -> None:
-        super().__init__(stream, stream)
 
     def try_receive_into(self, buffer: memoryview) -> int:
         size = super().try_receive_into(buffer)
@@ -265,11 +276,11 @@ class Carriage(Halves):
         return super().try_send(bytes(data).replace(b"\n", b"\r"))
 
 
-class CarriageAndLine(Halves):
+class CarriageAndLine(Looking):
     """`crnl`: the lines of this side end with CR and NL. Every CR that comes is dropped, as socat has it."""
 
     def __init__(self, stream: Stream) -> None:
-        super().__init__(stream, stream)
+        super().__init__(stream)
         self._said_cr = False
         """The CR of the line's end that comes next has been sent already."""
 

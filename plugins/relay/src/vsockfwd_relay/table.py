@@ -64,7 +64,8 @@ def _internet() -> Iterator[AddressType]:
         yield AddressType(
             (f"{udp}-LISTEN", f"{udp}-L"), ("PORT",), (*_UDP_SERVER, *six),
             f"wait for a peer's first datagram, then exchange more with it{among}",
-            sockets.internet_server(family, "udp"), listen=datagrams.listen_udp, unending=True, boundaries=True,
+            sockets.internet_server(family, "udp"), listen=datagrams.listen_udp, greet=datagrams.settle, unending=True,
+            boundaries=True,
             better="with fork no datagram is lost between two processes",
         )  # fmt: skip
         yield AddressType(

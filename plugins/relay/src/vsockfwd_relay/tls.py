@@ -1,34 +1,27 @@
 """OPENSSL and OPENSSL-LISTEN: TLS over TCP, by the standard library's ssl.
 
-The thing to understand first: TLS says its end in band (close_notify), so a connection that just stops was cut off, and
-is told as that. The half-close is TLS 1.3's (RFC 8446, 6.1): one side has said its end, the other goes on.
+The stream itself is the core's; here are socat's options, and what its programs are told.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import trio
-
 from vsockfwd.plugin import (
-    DataError,
-    Features,
     Listener,
     NotAllowed,
-    Reset,
     SocketStream,
     Stream,
-    TimedOut,
-    Truncated,
+    TlsStream,
     UsageError,
-    from_oserror,
+    bears,
+    names_of,
     printable,
 )
 from vsockfwd_relay.address_type import Options, Situation, Specification
@@ -41,9 +34,6 @@ from vsockfwd_relay.sockets import (
     internet_server,
     listen_internet,
 )
-
-CHUNK = 1 << 18
-"""Bytes that are encrypted or decrypted at once."""
 
 _NAMES = {"countryName": "C", "stateOrProvinceName": "ST", "localityName": "L", "organizationName": "O",
           "organizationalUnitName": "OU", "commonName": "CN"}  # fmt: skip
@@ -121,40 +111,6 @@ def _shown(value: str | bytes) -> str:
     return os.fsdecode(value) if isinstance(value, bytes) else value
 
 
-# --- names --------------------------------------------------------------------------------------------------------
-
-
-def bears(certificate: Any, name: str) -> bool:
-    """Whether a certificate, as `getpeercert` shows it, is for a name (RFC 6125): its common name counts where it has
-    no other; `*` stands for one whole label, the first."""
-    names = [value for kind, value in certificate.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
-    if not names:
-        names = _entries(certificate, "commonName")
-    with contextlib.suppress(OSError, ValueError):
-        packed = _packed(name)
-        return any(_packed(each) == packed for each in names if _is_address(each))
-    wanted = name.rstrip(".").lower()
-    return any(_matches(each.rstrip(".").lower(), wanted) for each in names)
-
-
-def _packed(address: str) -> bytes:
-    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address.strip("[]"))
-
-
-def _is_address(name: str) -> bool:
-    try:
-        return bool(_packed(name))
-    except OSError:
-        return False
-
-
-def _matches(pattern: str, name: str) -> bool:
-    first, dot, rest = pattern.partition(".")
-    if first != "*":
-        return pattern == name
-    return bool(dot) and rest.count(".") >= 1 and name.partition(".")[2] == rest and bool(name.partition(".")[0])
-
-
 def _entries(certificate: Any, kind: str, of: str = "subject") -> list[str]:
     return [value for part in certificate.get(of, ()) for key, value in part if key == kind]
 
@@ -173,201 +129,36 @@ def _told(certificate: Any) -> dict[str, str]:
     return found | ({"OPENSSL_X509V3_DNS": " // ".join(dns)} if dns else {})
 
 
-# --- the stream ---------------------------------------------------------------------------------------------------
-
-
-class TlsStream(Stream):
-    """TLS over a connected socket, which it owns. `told`: what a program is to know of the peer's certificate.
-
-    OpenSSL is fed by hand: where it holds the socket, Python's way to say close_notify goes on to read, and throws
-    away what the peer is still to say (SSL_shutdown(3): a second call while data comes is an error for good).
-    """
-
-    features = Features(half_close=True, reset=True)
+class RelayTls(TlsStream):
+    """TLS over a connected socket. `told`: what a program is to know of the peer's certificate."""
 
     def __init__(self, beneath: SocketStream, secured: Secured, *, server_side: bool) -> None:
-        self.sock: socket.socket = beneath.sock
-        self.peer = beneath.peer
-        self.name = f"tls:{beneath.name.partition(':')[2]}"
+        super().__init__(
+            beneath,
+            secured.context,
+            server_side=server_side,
+            server_name=None if server_side else secured.told,
+            name=f"tls:{beneath.name.partition(':')[2]}",
+        )
         self.told: dict[str, str] = {}
-        self._beneath = beneath
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        told = None if server_side else secured.told
-        self.tls = secured.context.wrap_bio(self._incoming, self._outgoing, server_side, told)
-        self._cipher = memoryview(bytearray(CHUNK))
-        self._early = memoryview(b"")
-        """What was received before our end was said, and not yet asked for."""
-        self._unsent = memoryview(b"")
-        self._owed = 0
-        """Bytes that are encrypted, but not all with the kernel: who sends hears that they were taken when they are."""
-
-    def try_receive_into(self, buffer: memoryview) -> int:
-        if self._early:
-            size = min(len(buffer), len(self._early))
-            buffer[:size] = self._early[:size]
-            self._early = self._early[size:]
-            return size
-        size = 0
-        while size < len(buffer):
-            try:
-                # A record has 16 KiB at most: several at once make larger writes on the other side.
-                got: Any = self.tls.read(len(buffer) - size, buffer[size:])
-            except ssl.SSLWantReadError:
-                if size:
-                    break
-                self._feed()
-            except ssl.SSLZeroReturnError:  # the peer's close_notify, after ours
-                break
-            except ssl.SSLEOFError:
-                if not size:
-                    raise Truncated(f"{self.name}: cut off, TLS did not say its end") from None
-                break  # it will say so again
-            except ssl.SSLError as error:
-                if not size:
-                    raise DataError(f"{self.name}: {_why(error)}") from None
-                break
-            else:
-                if not got:
-                    break
-                size += got
-        self._answer()
-        return size
-
-    def _feed(self) -> None:
-        """Take what has come. Raises BlockingIOError, OSError."""
-        if size := self.sock.recv_into(self._cipher):
-            self._incoming.write(self._cipher[:size])
-        else:
-            self._incoming.write_eof()
-
-    def _answer(self) -> None:
-        """Send what TLS itself has to say, as far as that can be done now."""
-        if self._outgoing.pending or self._unsent:
-            with contextlib.suppress(OSError):  # the peer may be gone: its last words count
-                self._flush()
-
-    def try_send(self, data: memoryview | bytes | bytearray) -> int:
-        if not self._owed:
-            if not data:
-                return 0
-            try:
-                self._owed = self.tls.write(data[:CHUNK])
-            except ssl.SSLError as error:
-                raise Reset(f"{self.name}: {_why(error)}") from None
-        self._flush()
-        taken, self._owed = self._owed, 0
-        return taken
-
-    def _flush(self) -> None:
-        """Hand all that is encrypted to the kernel. Raises BlockingIOError as long as that cannot be, and OSError."""
-        if self._outgoing.pending:
-            more = self._outgoing.read()
-            self._unsent = memoryview(bytes(self._unsent) + more if self._unsent else more)
-        while self._unsent:
-            self._unsent = self._unsent[self.sock.send(self._unsent) :]
-
-    async def wait_readable(self) -> None:
-        if not self._unsent or self._owed:
-            await trio.lowlevel.wait_readable(self.sock)
-            return
-
-        async def first(wait: Callable[[socket.socket], Awaitable[None]]) -> None:
-            await wait(self.sock)
-            nursery.cancel_scope.cancel()
-
-        # Nobody sends any more, and our end has not left yet: see to that too.
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(first, trio.lowlevel.wait_readable)
-            nursery.start_soon(first, trio.lowlevel.wait_writable)
-        self._answer()
-
-    async def wait_writable(self) -> None:
-        await trio.lowlevel.wait_writable(self.sock)
-
-    def shutdown_sending(self) -> None:
-        early: list[bytes] = []
-        try:
-            while True:  # what OpenSSL has already would be lost
-                piece: Any = self.tls.read(CHUNK)
-                if not piece:
-                    break
-                early.append(piece)
-        except ssl.SSLError:
-            pass  # nothing more is there; what else it is, the next receive says
-        self._early = memoryview(b"".join([self._early, *early]))
-        with contextlib.suppress(ssl.SSLError):  # that the peer's end has not come yet is what a half-close is for
-            self.tls.unwrap()
-        self._answer()
-
-    def close(self) -> None:
-        self._beneath.close()
-
-    def abort(self) -> None:
-        self._beneath.abort()
-
-    async def handshake(self) -> None:
-        """Raises ssl.SSLError, OSError."""
-        while True:
-            try:
-                self.tls.do_handshake()
-            except ssl.SSLWantReadError:
-                await self._try(self._flush, self.wait_writable)
-                await self._try(self._feed, self.wait_readable)
-                continue
-            except ssl.SSLError:
-                self._answer()  # the peer shall know why
-                raise
-            await self._try(self._flush, self.wait_writable)
-            return
-
-    async def _try(self, step: Callable[[], None], wait: Callable[[], Awaitable[None]]) -> None:
-        while True:
-            try:
-                step()
-            except BlockingIOError:
-                await wait()
-                continue
-            return
 
 
-async def _secure(spec: Specification, beneath: Stream, seconds: float, *, server_side: bool) -> TlsStream:
+async def _secure(spec: Specification, beneath: Stream, seconds: float, *, server_side: bool) -> RelayTls:
     """The handshake. Raises VsockfwdError."""
     assert isinstance(beneath, SocketStream)  # TCP's are
     secured: Secured = spec.subject
-    stream = TlsStream(beneath, secured, server_side=server_side)
-    name = stream.name
-    try:
-        with trio.fail_after(seconds):
-            await stream.handshake()
-    except BaseException as error:
-        stream.close()
-        if isinstance(error, trio.TooSlowError):
-            raise TimedOut(f"{name}: the peer does not speak TLS, or is slow") from None
-        if isinstance(error, ssl.SSLCertVerificationError):
-            why = f"{name}: the certificate is not trusted: {error.verify_message}"
-            raise NotAllowed(why, hint="cafile= names who is trusted, verify=0 trusts everybody") from None
-        if isinstance(error, ssl.SSLError):
-            raise DataError(f"{name}: TLS handshake: {_why(error)}") from None
-        if isinstance(error, OSError):
-            raise from_oserror(error, f"{name}: TLS handshake") from None
-        raise
+    stream = RelayTls(beneath, secured, server_side=server_side)
+    await stream.shake_hands(seconds, trust="cafile= names who is trusted, verify=0 trusts everybody")
     certificate: Any = stream.tls.getpeercert() or {}
     if secured.name and secured.context.verify_mode is ssl.CERT_REQUIRED and not bears(certificate, secured.name):
         stream.abort()
+        names = printable(", ".join(names_of(certificate))) or "nobody"
         raise NotAllowed(
-            f"{name}: the certificate is not for {printable(secured.name)}",
-            hint=f"it is for {printable(', '.join(_names(certificate)) or 'nobody')}; commonname= says which is meant",
+            f"{stream.name}: the certificate is not for {printable(secured.name)}",
+            hint=f"it is for {names}; commonname= says which is meant",
         )
     stream.told = _told(certificate)
     return stream
-
-
-def _names(certificate: Any) -> list[str]:
-    return [value for _, value in certificate.get("subjectAltName", ())] or _entries(certificate, "commonName")
-
-
-def _why(error: ssl.SSLError) -> str:
-    return (error.reason or error.strerror or str(error)).lower().replace("_", " ")
 
 
 # --- opening ------------------------------------------------------------------------------------------------------
