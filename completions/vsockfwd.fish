@@ -100,6 +100,7 @@ complete -c vsockfwd -n '__fish_seen_subcommand_from dgram' -l json -d 'events a
 complete -c vsockfwd -n '__fish_seen_subcommand_from dgram' -l log-format -r -d 'log as services do, with times or as JSON'
 complete -c vsockfwd -n '__fish_seen_subcommand_from dgram' -l help -s h -d 'show what it takes, and end'
 complete -c vsockfwd -n '__fish_seen_subcommand_from doctor' -s p -r -d 'the agent\'s port, where it is not 876'
+complete -c vsockfwd -n '__fish_seen_subcommand_from doctor' -l auth-key -r -d 'the key that is shared with the agent'
 complete -c vsockfwd -n '__fish_seen_subcommand_from doctor' -l verbose -s v -d 'say more; twice: everything'
 complete -c vsockfwd -n '__fish_seen_subcommand_from doctor' -l quiet -s q -d 'say nothing but errors'
 complete -c vsockfwd -n '__fish_seen_subcommand_from doctor' -l json -d 'events and answers as JSON lines on standard output'
