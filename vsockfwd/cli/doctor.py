@@ -36,6 +36,9 @@ def doctor(
     port: Annotated[
         int | None, typer.Option("-p", metavar="PORT", help="the agent's port, where it is not 876")
     ] = None,
+    auth_key: Annotated[
+        str | None, typer.Option("--auth-key", metavar="FILE", help="the key that is shared with the agent")
+    ] = None,
 ) -> int:
     """Say what is missing or wrong on this machine, and the command or flag that mends it.
 
@@ -44,7 +47,7 @@ def doctor(
     """
     findings = list(examine(System()))
     if target is not None:
-        findings += _of_target(invocation, target, port)
+        findings += _of_target(invocation, target, port, auth_key)
     if invocation.json:
         rows = [
             {"state": found.state.value, "topic": found.topic, "told": found.told, "mend": list(found.mend)}
@@ -60,10 +63,10 @@ def doctor(
 # --- the agent that was named
 
 
-def _of_target(invocation: Invocation, target: str, port: int | None) -> list[Finding]:
+def _of_target(invocation: Invocation, target: str, port: int | None, auth_key: str | None) -> list[Finding]:
     findings: list[Finding] = []
     try:
-        invocation.run(_ask, invocation.target(target, port), invocation.modes(), findings)
+        invocation.run(_ask, invocation.target(target, port, auth_key), invocation.modes(), findings)
     except VsockfwdError as error:
         findings.append(fix("agent", error.message, *filter(None, [error.hint])))
     return findings
@@ -116,14 +119,23 @@ def _print(findings: list[Finding]) -> None:
     columns = shutil.get_terminal_size().columns if terminal else 1 << 16
     width = max(len(found.topic) for found in findings)
     indent = " " * (width + 8)
+    room = max(40, columns - 1)
     for found in findings:
         mark = f"{found.state.value:<4}"
         if colour:
             mark = f"\x1b[{_COLOURS[found.state]}m{mark}\x1b[m"
-        body = textwrap.wrap(found.told, max(30, columns - len(indent) - 1)) or [""]
+        body = textwrap.wrap(found.told, room - len(indent)) or [""]
         print(f" {mark} {found.topic:<{width}}  " + f"\n{indent}".join(body))
-        # Commands stand on a line of their own, unbroken: they are there to be copied.
         for line in found.mend:
-            print(f"{indent}→ {line}")
+            # What is typed is there to be copied: it breaks between words only, and its remark goes first.
+            command, _, remark = line.partition("   # ")
+            if remark and len(command) + len(remark) + 12 <= room:
+                command, remark = line, ""
+            for number, part in enumerate(
+                textwrap.wrap(command, room - 9, break_on_hyphens=False, break_long_words=False)
+            ):
+                print(f"      {' ' if number else '→'} {part}")
+            for part in textwrap.wrap(f"# {remark}", room - 11) if remark else ():
+                print(f"          {part}")
     broken = sum(found.state is State.FIX for found in findings)
     print(f"\n{broken} to mend" if broken else "\nnothing to mend")
