@@ -16,6 +16,7 @@ from vsockfwd.address import TcpAddress, parse
 from vsockfwd.errors import CannotCreate, NameNotResolved, Refused, TimedOut, Unreachable, UsageError
 from vsockfwd.identity import NetworkPeer
 from vsockfwd.transport import tcp
+from vsockfwd.transport.base import SocketStream
 from vsockfwd.transport.tcp import TcpListener, TcpTransport
 
 NET = TcpTransport()
@@ -338,3 +339,26 @@ async def test_to_wait_on_a_stream_that_is_closed_already_says_so():
         for wait in (stream.wait_readable, stream.wait_writable):
             with pytest.raises(trio.ClosedResourceError):
                 await wait()
+
+
+async def test_who_was_reset_before_it_was_looked_at_is_told_so_and_not_dialled_again(monkeypatch: pytest.MonkeyPatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        class Hasty(socket.socket):
+            """One whose peer has accepted, spoken and gone as soon as it connects."""
+
+            def connect_ex(self, address: object) -> int:
+                number = super().connect_ex(address)  # type: ignore[arg-type]
+                if number == errno.EINPROGRESS:
+                    accepted, _ = server.accept()
+                    accepted.send(b"half")
+                    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    accepted.close()
+                return number
+
+        monkeypatch.setattr("vsockfwd.transport.tcp.socket.socket", Hasty)
+        stream = NET.connect_now(parse(f"tcp:127.0.0.1:{server.getsockname()[1]}"))
+        assert isinstance(stream, SocketStream)
+        with pytest.raises(ConnectionResetError):
+            stream.try_receive_into(memoryview(bytearray(10)))
+        stream.close()

@@ -22,7 +22,10 @@ from vsockfwd.engine.relay import Direction, Plain, Then
 from vsockfwd.engine.server import Handler, contain
 from vsockfwd.errors import VsockfwdError, from_oserror
 from vsockfwd.events import Ending, Outcome, Problem, Report
-from vsockfwd.transport.base import CONNECT_TIMEOUT, Dial, SocketStream, Stream
+from vsockfwd.transport.base import Dial, SocketStream, Stream
+
+DIAL_PATIENCE = 5.0
+"""Seconds that a dial may take without a task; then one dials anew, and waits as long as the address says."""
 
 ANSWER_DEADLINE = 30.0
 """Seconds for an agent to answer OPEN or LISTEN: it may have to resolve and dial first."""
@@ -88,7 +91,7 @@ class Relays:
         self._nursery.start_soon(self.poll.run)
         self.answers = self.deadlines(ANSWER_DEADLINE)
         """For who waits for a peer's answer without a task."""
-        self._dials = self.deadlines(CONNECT_TIMEOUT)
+        self._dials = self.deadlines(DIAL_PATIENCE)
         return self
 
     async def __aexit__(

@@ -331,16 +331,15 @@ A = TypeVar("A", bound=Address)
 class Dial:
     """A connection on its way: its socket has room when it has been answered, and `stream` makes it one."""
 
-    def __init__(self, sock: socket.socket, made: Callable[[], Stream]) -> None:
+    def __init__(self, sock: socket.socket, made: Callable[[int], Stream]) -> None:
+        """`made`: the stream, from the errno that the socket has to tell, or 0; raises OSError where there is none."""
         self.sock = sock
         self._made = made
 
     def stream(self) -> Stream:
         """The stream, once there is room. Raises OSError, and closes it."""
         try:
-            if number := self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                raise OSError(number, "connect failed")
-            return self._made()
+            return self._made(self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
         except BaseException:
             self.sock.close()
             raise

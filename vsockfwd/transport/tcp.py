@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import ipaddress
 import itertools
+import os
 import socket
 import struct
 from collections.abc import Sequence
@@ -83,6 +84,10 @@ class TcpListener(SocketListener):
         return SocketStream(sock, FEATURES, who, f"tcp:{who}")
 
 
+def _was_reset(buffer: memoryview) -> int:
+    raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+
+
 class TcpTransport(Transport[TcpAddress]):
     """`tcp:`"""
 
@@ -103,14 +108,23 @@ class TcpTransport(Transport[TcpAddress]):
         except OSError:
             sock.close()
             return None
-        if number not in (0, errno.EISCONN, errno.EALREADY, errno.EINPROGRESS):
+
+        def made(number: int) -> Stream:
+            stream = SocketStream(sock, FEATURES, NetworkPeer(host, address.port), address.bare())
+            if number == errno.ECONNRESET:
+                # It was there, and is gone again: that is no reason to dial anew, and it is told once only.
+                stream.try_receive_into = _was_reset  # type: ignore[method-assign]
+            elif number not in (0, errno.EISCONN):
+                raise OSError(number, "connect failed")
+            return stream
+
+        if number in (errno.EALREADY, errno.EINPROGRESS):
+            return Dial(sock, made)
+        try:
+            return made(number)
+        except OSError:
             sock.close()
             return None
-
-        def made() -> Stream:
-            return SocketStream(sock, FEATURES, NetworkPeer(host, address.port), address.bare())
-
-        return Dial(sock, made) if number in (errno.EALREADY, errno.EINPROGRESS) else made()
 
     async def connect(self, address: TcpAddress, *, privileged: bool = False) -> Stream:
         if address.host == "*":

@@ -210,10 +210,12 @@ class VsockTransport(Transport[VsockAddress]):
             sock.close()
             return None
 
-        def made() -> Stream:
+        def made(number: int) -> Stream:
+            if number:
+                raise OSError(number, "connect failed")
             return VsockStream(sock, VsockPeer(address.cid, address.port), address.bare(), own_cid)
 
-        return Dial(sock, made) if number else made()
+        return Dial(sock, made) if number else made(0)
 
     async def connect(self, address: VsockAddress, *, privileged: bool = False) -> Stream:
         if address.cid == CID_ANY:
