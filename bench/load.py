@@ -1,6 +1,6 @@
 """Load and trouble: what many connections leave behind, and what those who misbehave cost the others.
 
-    python -m bench.load [SECONDS]
+    python -m bench.load [PART…] [SECONDS [CONNECTIONS]]
 
 At once: 10,000 connections through a raw forward, all open, each asked and answered once. Rate: 1,000 connections a
 second for SECONDS (600). Trouble: connections that ask once a tenth of a second, alone and beside slow readers, slow
@@ -72,7 +72,7 @@ def told(process: str, before: Sample, after: Sample) -> str:
     return f"{process}: descriptors {before.descriptors} → {after.descriptors}, RSS {before.rss:,} → {after.rss:,} KiB"
 
 
-def leaks(before: dict[str, Sample], after: dict[str, Sample], growth: float = TOLERANCE) -> list[str]:
+def leaks(before: dict[str, Sample], after: dict[str, Sample], growth: float = 2 * TOLERANCE) -> list[str]:
     """What is left that should not be."""
     found = []
     for process, was in before.items():
@@ -120,11 +120,12 @@ def at_once(folder: Path, count: int) -> list[str]:
             after = settled(watched)
             if not round_:
                 before = after
+    left = leaks(before, after)
     for process, was in before.items():
         print(f"{count:,} connections at once, {right:,} answered rightly; {told(process, was, after[process])}")
     with counted("load", f"{count:,} connections at once, asked and answered") as counts:
-        counts.update(connections=count, wrong=count - right, left=leaks(before, after))
-    return leaks(before, after) + ([f"{count - right} of {count} connections got no right answer"] * (right != count))
+        counts.update(connections=count, wrong=count - right, left=left)
+    return left + ([f"{count - right} of {count} connections got no right answer"] * (right != count))
 
 
 # --- rate
@@ -274,7 +275,7 @@ def troubled(folder: Path, name: str) -> list[str]:
             alone.append(quiet)
             beside_trouble.append(loud)
             ratios.append(loud / quiet)
-    left = leaks(before, after, 2 * TOLERANCE)
+    left = leaks(before, after)
     ratio = statistics.median(ratios)
     print(
         f"Through {name}: p99 {statistics.median(alone) * 1000:.2f} ms alone, "
@@ -294,9 +295,9 @@ def troubled(folder: Path, name: str) -> list[str]:
 PARTS = ("trouble", "at-once", "rate")
 
 
-def main(seconds: float = SECONDS, parts: tuple[str, ...] = PARTS) -> int:
+def main(parts: tuple[str, ...] = PARTS, seconds: float = SECONDS, connections: float = IDLE) -> int:
     """Run the parts; the exit code."""
-    count = room_for(IDLE)
+    count = room_for(int(connections))
     missed: list[str] = []
     print(setting())
     with tempfile.TemporaryDirectory(prefix="vsockfwd-load-") as name:
@@ -319,4 +320,4 @@ if __name__ == "__main__":
     words = sys.argv[1:]
     chosen = tuple(part for part in PARTS if part in words) or PARTS
     numbers = [float(word) for word in words if word not in PARTS]
-    sys.exit(main(*numbers[:1] or [SECONDS], chosen))
+    sys.exit(main(chosen, *numbers))

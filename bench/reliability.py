@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -29,7 +30,13 @@ Counts = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 @contextlib.contextmanager
 def counted(section: str, name: str) -> Iterator[dict[str, Any]]:
-    """The counts of one thing, to be changed in the block and written behind it; several processes may."""
+    """The counts of one thing, to be changed in the block and written behind it; several processes may.
+
+    Nothing is written where CI=true: its short runs count for nothing.
+    """
+    if os.environ.get("CI"):
+        yield {}
+        return
     with COUNTS.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
