@@ -186,17 +186,33 @@ def ask(port: int, seconds: float, tell: Connection) -> None:
     tell.send(asyncio.run(main()))
 
 
-def slow(port: int) -> None:
+class _Counted:
+    """Tells when so many are connected."""
+
+    def __init__(self, left: int, tell: Connection) -> None:
+        self._left = left
+        self._tell = tell
+
+    def one_more(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self._tell.send(None)
+
+
+def slow(port: int, tell: Connection) -> None:
     """Who reads a kilobyte now and then of a mebibyte that was asked for, and who writes a byte at a time."""
+    there = _Counted(2 * SLOW, tell)
 
     async def reader() -> None:
         taking, writer = await _connect(port)
+        there.one_more()
         writer.write(bytes(1 << 20))
         while await taking.read(1 << 10):  # noqa: ASYNC110 - it is slow
             await asyncio.sleep(0.5)
 
     async def writer() -> None:
         _, giving = await _connect(port)
+        there.one_more()
         while True:
             giving.write(b"?")
             await asyncio.sleep(0.2)
@@ -207,11 +223,13 @@ def slow(port: int) -> None:
     asyncio.run(main())
 
 
-def busy(port: int) -> None:
+def busy(port: int, tell: Connection) -> None:
     """Echoes of 16 KiB, checked, until it is killed."""
+    there = _Counted(BUSY, tell)
 
     async def one(number: int) -> None:
         reader, writer = await _connect(port)
+        there.one_more()
         said = random.Random(number).randbytes(1 << 14)
         while True:
             writer.write(said)
@@ -227,12 +245,17 @@ def busy(port: int) -> None:
 
 @contextlib.contextmanager
 def trouble(port: int) -> Iterator[list[Any]]:
-    """All of it, for the length of a block: the processes of which some are to be killed."""
-    with beside(slow, port):
-        doomed = [spawn.Process(target=busy, args=(port,)) for _ in range(DOOMED)]
+    """All of it, for the length of a block, from when all are connected: the processes of which some are killed."""
+    here, there = spawn.Pipe()
+    with beside(slow, port, there):
+        doomed = [spawn.Process(target=busy, args=(port, there)) for _ in range(DOOMED)]
         for process in doomed:
             process.start()
         try:
+            for _ in range(1 + DOOMED):
+                if not here.poll(2 * PATIENCE):
+                    raise RuntimeError("those who make trouble did not connect")
+                here.recv()
             yield doomed
         finally:
             for process in doomed:
@@ -262,7 +285,7 @@ def troubled(folder: Path, name: str) -> list[str]:
         for number in range(ROUNDS + 1):  # the first is to warm up
             quiet, bad = p99(port, [])
             with trouble(port) as doomed:
-                time.sleep(2.0)  # until they are all connected
+                time.sleep(1.0)  # until what that took is done
                 loud, worse = p99(port, doomed[: DOOMED // 2])
                 if any(process.exitcode == 2 for process in doomed):
                     worse += 1
