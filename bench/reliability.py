@@ -160,13 +160,16 @@ def _fuzzing(counts: Counts) -> Iterator[str]:
 
 def _load(counts: Counts) -> Iterator[str]:
     yield "## Load (`python -m bench.load`)\n"
-    yield "| load | connections | killed | wrong answers | left behind | p99 of the others with it, to without |"
-    yield "|---|---|---|---|---|---|"
+    yield "| load | connections | killed | wrong answers | left behind | late | p99 of the others with it, to without |"
+    yield "|---|---|---|---|---|---|---|"
     for name, figures in sorted(counts.get("load", {}).items()):
         ratio = "{:.2f}× ({:.2f} – {:.2f})".format(*figures["p99"]) if "p99" in figures else ""
         left = "; ".join(figures["left"]) or "nothing"
         killed = figures.get("kills", "")
-        yield f"| {name} | {figures['connections']:,} | {killed} | {figures['wrong']:,} | {left} | {ratio} |"
+        late = f"{figures['behind']:.1f} s" if "behind" in figures else ""
+        yield f"| {name} | {figures['connections']:,} | {killed} | {figures['wrong']:,} | {left} | {late} | {ratio} |"
+    yield ""
+    yield "*Late*: how far the load fell behind its own schedule, which it does where other work has the processors."
     yield ""
 
 
