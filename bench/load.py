@@ -1,6 +1,6 @@
 """Load and trouble: what many connections leave behind, and what those who misbehave cost the others.
 
-    python -m bench.load [SECONDS]
+    python -m bench.load [PART…] [SECONDS [CONNECTIONS]]
 
 At once: 10,000 connections through a raw forward, all open, each asked and answered once. Rate: 1,000 connections a
 second for SECONDS (600). Trouble: connections that ask once a tenth of a second, alone and beside slow readers, slow
@@ -72,7 +72,7 @@ def told(process: str, before: Sample, after: Sample) -> str:
     return f"{process}: descriptors {before.descriptors} → {after.descriptors}, RSS {before.rss:,} → {after.rss:,} KiB"
 
 
-def leaks(before: dict[str, Sample], after: dict[str, Sample], growth: float = TOLERANCE) -> list[str]:
+def leaks(before: dict[str, Sample], after: dict[str, Sample], growth: float = 2 * TOLERANCE) -> list[str]:
     """What is left that should not be."""
     found = []
     for process, was in before.items():
@@ -120,11 +120,12 @@ def at_once(folder: Path, count: int) -> list[str]:
             after = settled(watched)
             if not round_:
                 before = after
+    left = leaks(before, after)
     for process, was in before.items():
         print(f"{count:,} connections at once, {right:,} answered rightly; {told(process, was, after[process])}")
     with counted("load", f"{count:,} connections at once, asked and answered") as counts:
-        counts.update(connections=count, wrong=count - right, left=leaks(before, after))
-    return leaks(before, after) + ([f"{count - right} of {count} connections got no right answer"] * (right != count))
+        counts.update(connections=count, wrong=count - right, left=left)
+    return left + ([f"{count - right} of {count} connections got no right answer"] * (right != count))
 
 
 # --- rate
@@ -185,17 +186,33 @@ def ask(port: int, seconds: float, tell: Connection) -> None:
     tell.send(asyncio.run(main()))
 
 
-def slow(port: int) -> None:
+class _Counted:
+    """Tells when so many are connected."""
+
+    def __init__(self, left: int, tell: Connection) -> None:
+        self._left = left
+        self._tell = tell
+
+    def one_more(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self._tell.send(None)
+
+
+def slow(port: int, tell: Connection) -> None:
     """Who reads a kilobyte now and then of a mebibyte that was asked for, and who writes a byte at a time."""
+    there = _Counted(2 * SLOW, tell)
 
     async def reader() -> None:
         taking, writer = await _connect(port)
+        there.one_more()
         writer.write(bytes(1 << 20))
         while await taking.read(1 << 10):  # noqa: ASYNC110 - it is slow
             await asyncio.sleep(0.5)
 
     async def writer() -> None:
         _, giving = await _connect(port)
+        there.one_more()
         while True:
             giving.write(b"?")
             await asyncio.sleep(0.2)
@@ -206,11 +223,13 @@ def slow(port: int) -> None:
     asyncio.run(main())
 
 
-def busy(port: int) -> None:
+def busy(port: int, tell: Connection) -> None:
     """Echoes of 16 KiB, checked, until it is killed."""
+    there = _Counted(BUSY, tell)
 
     async def one(number: int) -> None:
         reader, writer = await _connect(port)
+        there.one_more()
         said = random.Random(number).randbytes(1 << 14)
         while True:
             writer.write(said)
@@ -226,12 +245,17 @@ def busy(port: int) -> None:
 
 @contextlib.contextmanager
 def trouble(port: int) -> Iterator[list[Any]]:
-    """All of it, for the length of a block: the processes of which some are to be killed."""
-    with beside(slow, port):
-        doomed = [spawn.Process(target=busy, args=(port,)) for _ in range(DOOMED)]
+    """All of it, for the length of a block, from when all are connected: the processes of which some are killed."""
+    here, there = spawn.Pipe()
+    with beside(slow, port, there):
+        doomed = [spawn.Process(target=busy, args=(port, there)) for _ in range(DOOMED)]
         for process in doomed:
             process.start()
         try:
+            for _ in range(1 + DOOMED):
+                if not here.poll(2 * PATIENCE):
+                    raise RuntimeError("those who make trouble did not connect")
+                here.recv()
             yield doomed
         finally:
             for process in doomed:
@@ -261,7 +285,7 @@ def troubled(folder: Path, name: str) -> list[str]:
         for number in range(ROUNDS + 1):  # the first is to warm up
             quiet, bad = p99(port, [])
             with trouble(port) as doomed:
-                time.sleep(2.0)  # until they are all connected
+                time.sleep(1.0)  # until what that took is done
                 loud, worse = p99(port, doomed[: DOOMED // 2])
                 if any(process.exitcode == 2 for process in doomed):
                     worse += 1
@@ -274,7 +298,7 @@ def troubled(folder: Path, name: str) -> list[str]:
             alone.append(quiet)
             beside_trouble.append(loud)
             ratios.append(loud / quiet)
-    left = leaks(before, after, 2 * TOLERANCE)
+    left = leaks(before, after)
     ratio = statistics.median(ratios)
     print(
         f"Through {name}: p99 {statistics.median(alone) * 1000:.2f} ms alone, "
@@ -294,9 +318,9 @@ def troubled(folder: Path, name: str) -> list[str]:
 PARTS = ("trouble", "at-once", "rate")
 
 
-def main(seconds: float = SECONDS, parts: tuple[str, ...] = PARTS) -> int:
+def main(parts: tuple[str, ...] = PARTS, seconds: float = SECONDS, connections: float = IDLE) -> int:
     """Run the parts; the exit code."""
-    count = room_for(IDLE)
+    count = room_for(int(connections))
     missed: list[str] = []
     print(setting())
     with tempfile.TemporaryDirectory(prefix="vsockfwd-load-") as name:
@@ -319,4 +343,4 @@ if __name__ == "__main__":
     words = sys.argv[1:]
     chosen = tuple(part for part in PARTS if part in words) or PARTS
     numbers = [float(word) for word in words if word not in PARTS]
-    sys.exit(main(*numbers[:1] or [SECONDS], chosen))
+    sys.exit(main(chosen, *numbers))
