@@ -86,38 +86,39 @@ STREAM_PEERS = ("socat", "HAProxy", "systemd")
 REQUEST_PEERS = (*STREAM_PEERS, "nginx", "wrk")
 CASES: dict[str, Case] = {
     "raw-streams": Case(
-        "one large stream through a raw forward, each pair both ways", streams.raw, STREAM_PEERS, (4, 17), aimed_at=True
+        "one large stream through a raw forward, both ways", streams.raw, STREAM_PEERS, (4, 10), aimed_at=True
     ),
+    "raw-pairs": Case("the same from UNIX to TCP and from TCP to TCP", streams.pairs, STREAM_PEERS, (6, 20)),
     "raw-requests": Case(
         "connections and requests a second through a raw forward",
-        requests.raw, REQUEST_PEERS, (8, 37), aimed_at=True, missing=_without("wrk", "nginx"),
+        requests.raw, REQUEST_PEERS, (9, 19), aimed_at=True, missing=_without("wrk", "nginx"),
     ),
     "hops-streams": Case(
-        "one large stream through forward and agent", streams.hops, ("socat", "OpenSSH"), (3, 10), aimed_at=True
+        "one large stream through forward and agent", streams.hops, ("socat", "OpenSSH"), (4, 9), aimed_at=True
     ),
     "hops-requests": Case(
         "connections and requests a second through forward and agent",
-        requests.hops, ("socat", "OpenSSH", "nginx", "wrk"), (8, 31), aimed_at=True, missing=_without("wrk", "nginx"),
+        requests.hops, ("socat", "OpenSSH", "nginx", "wrk"), (9, 16), aimed_at=True, missing=_without("wrk", "nginx"),
     ),
     "sizes": Case(
-        "throughput by size of message, 64 bytes to 1 MiB", streams.sizes, (*STREAM_PEERS, "OpenSSH"), (5, 34)
+        "throughput by size of message, 64 bytes to 1 MiB", streams.sizes, (*STREAM_PEERS, "OpenSSH"), (5, 22)
     ),
     "latency": Case("percentiles of a byte's round trip", requests.latency, (*STREAM_PEERS, "OpenSSH"), (5, 14)),
     "growth": Case(
         "memory and requests beside 1 to 10,000 idle connections",
-        growth.measure, (*REQUEST_PEERS, "OpenSSH"), (2, 60), most=3, aimed_at=True, missing=_without("wrk", "nginx"),
+        growth.measure, (*REQUEST_PEERS, "OpenSSH"), (2, 50), most=2, aimed_at=True, missing=_without("wrk", "nginx"),
     ),
-    "hybrid": Case("a VMM's hybrid socket, against CONNECT typed by hand", streams.hybrid, ("socat",), (3, 12)),
+    "hybrid": Case("a VMM's hybrid socket, against CONNECT typed by hand", streams.hybrid, ("socat",), (3, 10)),
     "rig": Case(
         "TCP → vsock → TCP inside a virtual machine of the rig",
-        rig.measure, ("socat", "QEMU"), (100, 20), aimed_at=True, missing=rig.missing,
+        rig.measure, ("socat", "QEMU"), (100, 20), most=3, aimed_at=True, missing=rig.missing,
     ),
-    "relay": Case("`vsockfwd relay`, pair by pair, against socat", written(relay.main), ("socat",), (5, 110), most=3),
+    "perf": Case("`vsockfwd perf` beside a plain loop", written(perf.main), (), (2, 22), most=3),
+    "relay": Case("`vsockfwd relay`, pair by pair, against socat", written(relay.main), ("socat",), (5, 110), most=2),
     "copy": Case(
-        "copies against rsync, scp and socat", written(copy.main), ("rsync", "OpenSSH", "socat"), (30, 60), most=3
+        "copies against rsync, scp and socat", written(copy.main), ("rsync", "OpenSSH", "socat"), (30, 60), most=2
     ),
-    "perf": Case("`vsockfwd perf` against a plain loop of sends and receives", written(perf.main), (), (3, 22)),
-    "datagrams": Case("datagrams against socat", written(dgram.main), ("socat", "iperf3"), (5, 50), most=3),
+    "datagrams": Case("datagrams against socat", written(dgram.main), ("socat", "iperf3"), (5, 50), most=2),
 }  # fmt: skip
 
 

@@ -186,7 +186,8 @@ def _titles(name: str, figures: Figures) -> dict[str, str]:
 
 
 TITLES = {
-    "raw-streams": "One large stream through a raw relay",
+    "raw-streams": "One large stream through a raw relay, TCP → UNIX",
+    "raw-pairs": "One large stream through a raw relay, other pairs",
     "raw-requests": "Requests through a raw relay, TCP → UNIX → nginx",
     "hops-streams": "One large stream through two hops: client → forward → agent → server",
     "hops-requests": "Requests through two hops: wrk → forward → agent → nginx",

@@ -21,7 +21,7 @@ from bench.peers import DIRECT_TCP, DIRECT_UNIX, Near, Way, Ways
 from bench.results import Figures, Key, percentile
 from bench.traffic import dial
 
-SECONDS = 2
+SECONDS = 1
 RATE = "a second"
 CPU = "CPU µs each"
 CONNECTIONS = "new connections, 32 at a time"

@@ -1,7 +1,7 @@
 """One large stream, each way and who sends it said plainly; and the same in messages of 64 bytes to 1 MiB.
 
 The thing to understand first: on a noisy machine a contender's second is another second than the next one's. So in each
-round all contenders' streams stand open, one at a time flows for a quarter of a second, in turn, and that three times.
+round all contenders' streams stand open, one at a time flows for a fraction of a second, in turn, and that three times.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bench.peers import DIRECT_TCP, DIRECT_UNIX, Near, Way, Ways
 from bench.results import Figures, Key
 from bench.traffic import AGAIN, FIRST, Moved, Step, dial, measure, pull, push
 
-SLICE = 0.25
+SLICE = 0.15
 """Seconds that a stream flows before it is the next one's turn."""
 
 SLICES = 3
@@ -62,19 +62,28 @@ def _side_by_side(
 
 
 def raw(folder: Path, rounds: int) -> Figures:
-    """TCP → UNIX, UNIX → TCP, TCP → TCP."""
+    """TCP → UNIX."""
     figures = Figures()
     port, path, near = free_port(), f"{folder}/server.sock", Near(folder)
     with traffic.server(port, path):
-        tcp, unix = {DIRECT_TCP: peers.direct(port)}, {DIRECT_UNIX: peers.direct(path)}
-        pairs: dict[str, Ways] = {
-            "TCP → UNIX": peers.raw(near.tcp, folder, path) | tcp | unix,
-            "UNIX → TCP": peers.raw(near.unix, folder, port) | tcp | unix,
-            "TCP → TCP": peers.raw(near.tcp, folder, port) | tcp,
-        }
-        for pair, ways in pairs.items():
+        ways = peers.raw(near.tcp, folder, path) | _straight(port, path)
+        _both_ways(figures, "TCP → UNIX", ways, peers.OURS, rounds)
+    return figures
+
+
+def pairs(folder: Path, rounds: int) -> Figures:
+    """UNIX → TCP, TCP → TCP."""
+    figures = Figures()
+    port, path, near = free_port(), f"{folder}/server.sock", Near(folder)
+    with traffic.server(port, path):
+        for pair, new in (("UNIX → TCP", near.unix), ("TCP → TCP", near.tcp)):
+            ways = peers.raw(new, folder, port) | _straight(port, path)
             _both_ways(figures, pair, ways, peers.OURS, rounds)
     return figures
+
+
+def _straight(port: int, path: str) -> Ways:
+    return {DIRECT_TCP: peers.direct(port), DIRECT_UNIX: peers.direct(path)}
 
 
 def hops(folder: Path, rounds: int) -> Figures:
@@ -82,8 +91,7 @@ def hops(folder: Path, rounds: int) -> Figures:
     figures = Figures()
     port, path = free_port(), f"{folder}/server.sock"
     with traffic.server(port, path), ssh_server(folder) as sshd:
-        ways = peers.hops(Near(folder), path, sshd)
-        ways |= {DIRECT_TCP: peers.direct(port), DIRECT_UNIX: peers.direct(path)}
+        ways = peers.hops(Near(folder), path, sshd) | _straight(port, path)
         _both_ways(figures, HOPS, ways, peers.OUR_HOPS, rounds)
     return figures
 

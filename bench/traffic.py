@@ -30,7 +30,7 @@ Place = int | str
 SEND, DISCARD, ECHO = b"s", b"d", b"e"
 BLOCK = 1 << 20
 GIB = 1 << 30
-FIRST, AGAIN = 0.15, 0.05
+FIRST, AGAIN = 0.15, 0.04
 """Seconds that a stream flows before it is measured: when it is new, and when it stood still for a while."""
 
 PATIENCE = 20
