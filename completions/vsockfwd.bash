@@ -12,12 +12,12 @@ _vsockfwd() {
     cp) options='--acls --archive --auth-key --backup --bwlimit --checksum --chmod --chown --delete --delta --dereference --digest --dry-run --exclude --files-from --from0 --fsync --group --hard-links --help --include --inplace --json --log-format --mkpath --no-clobber --no-dereference --no-perms --no-target-directory --no-times --numeric-ids --owner --perms --progress --quiet --recursive --resume --stats --suffix --target-directory --times --update --verbose --xattrs -0 -A -H -L -P -R -T -X -a -b -c -g -h -n -o -p -q -r -t -u -v' targets=yes ;;
     demo) options='--help --json --log-format --quiet --verbose -h -q -v' ;;
     dgram) options='--auth-key --exit-on-failure --flows --help --idle --json --log-format --quiet --verbose -L -R -h -p -q -v' targets=yes ;;
-    doctor) options='--help --json --log-format --quiet --verbose -h -p -q -v' targets=yes ;;
+    doctor) options='--auth-key --help --json --log-format --quiet --verbose -h -p -q -v' targets=yes ;;
     forward) options='--auth-key --drain --exit-on-failure --half-open-timeout --help --idle-timeout --json --log-format --max-connections --quiet --verbose --when-down --workers -D -L -R -W -f -h -p -q -v' targets=yes ;;
     fs) options='--auth-key --force --help --json --log-format --long --parents --quiet --recursive --verbose -R -f -h -l -p -q -r -v' targets=yes ;;
     guests) options='--help --json --log-format --names --quiet --verbose -h -q -v' ;;
     keygen) options='--help --json --log-format --name --quiet --verbose -h -q -v' ;;
-    perf) options='--both --bytes --connections --discard --down --echo --help --json --latency --log-format --no-check --quiet --raw --seconds --size --source --streams --up --verbose -P -h -p -q -t -v' targets=yes ;;
+    perf) options='--auth-key --both --bytes --connections --discard --down --echo --help --json --latency --log-format --no-check --quiet --raw --seconds --size --source --streams --up --verbose -P -h -p -q -t -v' targets=yes ;;
     ping) options='--auth-key --count --help --interval --json --log-format --quiet --verbose -c -h -i -p -q -v' targets=yes ;;
     plugins) options='--help --json --log-format --quiet --verbose -h -q -v' ;;
     policy) options='--allow-cid --allow-connect --allow-guest --allow-listen --allow-mode --allow-uid --auth-key --auth-keys --config --help --json --log-format --max-connections-per-peer --max-rate --quiet --read-only --root --verbose -c -h -q -v' ;;

@@ -36,6 +36,9 @@ def doctor(
     port: Annotated[
         int | None, typer.Option("-p", metavar="PORT", help="the agent's port, where it is not 876")
     ] = None,
+    auth_key: Annotated[
+        str | None, typer.Option("--auth-key", metavar="FILE", help="the key that is shared with the agent")
+    ] = None,
 ) -> int:
     """Say what is missing or wrong on this machine, and the command or flag that mends it.
 
@@ -44,7 +47,7 @@ def doctor(
     """
     findings = list(examine(System()))
     if target is not None:
-        findings += _of_target(invocation, target, port)
+        findings += _of_target(invocation, target, port, auth_key)
     if invocation.json:
         rows = [
             {"state": found.state.value, "topic": found.topic, "told": found.told, "mend": list(found.mend)}
@@ -60,10 +63,10 @@ def doctor(
 # --- the agent that was named
 
 
-def _of_target(invocation: Invocation, target: str, port: int | None) -> list[Finding]:
+def _of_target(invocation: Invocation, target: str, port: int | None, auth_key: str | None) -> list[Finding]:
     findings: list[Finding] = []
     try:
-        invocation.run(_ask, invocation.target(target, port), invocation.modes(), findings)
+        invocation.run(_ask, invocation.target(target, port, auth_key), invocation.modes(), findings)
     except VsockfwdError as error:
         findings.append(fix("agent", error.message, *filter(None, [error.hint])))
     return findings
