@@ -2,7 +2,7 @@
 complete -c vsockfwd -n __fish_use_subcommand -f -l help -s h -d 'show the commands'
 complete -c vsockfwd -n __fish_use_subcommand -f -l version -d 'print the version'
 complete -c vsockfwd -n __fish_use_subcommand -f -a add -d 'Add a rule to the running `up`, until it ends or the file is read again.'
-complete -c vsockfwd -n __fish_use_subcommand -f -a bootstrap -d 'Print a systemd unit, an OpenRC script or cloud-init\'s user data that starts the agent in a guest.'
+complete -c vsockfwd -n __fish_use_subcommand -f -a bootstrap -d 'Print what starts the agent in a guest: a systemd unit, an OpenRC script or cloud-init\'s user data.'
 complete -c vsockfwd -n __fish_use_subcommand -f -a cp -d 'Copy files to or from where an agent runs, verified: vsockfwd cp -r site 3:/srv, vsockfwd cp 3:/etc/hosts .'
 complete -c vsockfwd -n __fish_use_subcommand -f -a demo -d 'Show the main jobs on this machine alone, in under a minute: forward, copy, relay, datagrams.'
 complete -c vsockfwd -n __fish_use_subcommand -f -a dgram -d 'Forward datagrams: UDP or UNIX, their boundaries kept, every loss counted.'

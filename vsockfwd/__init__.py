@@ -9,11 +9,11 @@ To change …                                                     open …
   what can be told about a transfer, and how it may end           events.py
   what a plugin may be, see and call                              contract.py (values), plugin.py (what it may import)
   what every forward rule may say, and who may use one            rule.py; the file that holds them: config.py
+  how the guests of this machine are found, and named             guests/
   who is let in to an agent, and what for                         policy.py, on what may be written: allow.py
   what an agent gives up once it listens                          engine/confine.py
   how many streams a client has, how fast                         engine/quota.py
   keys: their files, the proof, what a wrong one gets             key.py, engine/keys.py, wire/auth.py, engine/door.py
-  how the guests of this machine are found, and named             guests/
   the bytes between two vsockfwd peers                            wire/: frames, messages, control and stream machines
   … and in front of a connection, for others                      wire/proxy_protocol.py, engine/proxied.py
   how a kind of socket is dialled, listened on or identified      transport/: one file a scheme, base.py is the seam

@@ -7,7 +7,6 @@ One key a line, `vsockfwd-key-1 NAME SECRET`; what follows `#` is a comment. The
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from dataclasses import dataclass, field
 
@@ -56,7 +55,7 @@ def _parse_line(words: list[str], where: str) -> Key:
     check_name(words[1], where)
     try:
         secret = base64.b64decode(words[2], validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii.Error is one, and so is what is no ASCII
         secret = b""
     if len(secret) != SECRET_LENGTH:
         raise ConfigError(f"{where}: the secret is not {SECRET_LENGTH} bytes in base64", hint="is the line whole?")

@@ -36,6 +36,7 @@ LEFT_OUT = (
     "tqdm/cli.py", "tqdm/auto*.py", "tqdm/asyncio.py", "tqdm/_*_pandas.py", "tqdm/_tqdm*.py", "tqdm/_main.py",
     "idna/cli.py", "idna/__main__.py",
     "vsockfwd/demo.py", "vsockfwd/doctor/*", "vsockfwd/cli/up.py", "vsockfwd/cli/doctor.py",
+    "vsockfwd/cli/keygen.py", "vsockfwd/cli/policy.py", "vsockfwd/cli/guests.py",
     "vsockfwd/cli/ssh_config.py", "vsockfwd/cli/bootstrap.py", "vsockfwd/bootstrap/*",
     "vsockfwd/modes/*_command.py", "vsockfwd/modes/ping.py",
     "vsockfwd/report/metrics.py", "vsockfwd_copy/command.py", "vsockfwd_copy/fs.py", "vsockfwd_dgram/command.py",

@@ -31,3 +31,32 @@ def test_every_test_that_the_pages_name_is_there():
     for page in PAGES:
         for file, name in re.findall(r"`([a-z_/]+\.py)::(\w+)`", page.read_text()):
             assert f"def {name}(" in (ROOT / file).read_text(), f"{page.name}: {file}::{name}"
+
+
+def links(page: Path) -> set[Path]:
+    """The pages that a page leads to."""
+    found = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    return {(page.parent / link).resolve() for link in found if "://" not in link}
+
+
+def test_each_of_the_twenty_questions_is_answered_within_two_links_of_the_readme():
+    questions = ROOT / "docs/questions.md"
+    near = {ROOT / "README.md"} | links(ROOT / "README.md")
+    near |= {further for page in near if page.suffix == ".md" for further in links(page)}
+    asked = re.findall(r"^(\d+)\. \*.+\?\*|^(\d+)\. \*.+\.\*", questions.read_text(), re.MULTILINE)
+    assert len(asked) == 20
+    for line in questions.read_text().splitlines():
+        if re.match(r"\d+\. ", line):
+            answers = re.findall(r"\]\(([^)#]+)\)", line)
+            assert answers, line
+            assert all((questions.parent / answer).resolve() in near for answer in answers), line
+
+
+def test_every_page_of_the_documentation_is_reached_from_the_readme():
+    reached, further = set(), {ROOT / "README.md"}
+    while further:
+        page = further.pop()
+        if page not in reached and page.suffix == ".md" and page.exists():
+            reached.add(page)
+            further |= links(page)
+    assert set((ROOT / "docs").rglob("*.md")) <= reached

@@ -1,7 +1,7 @@
 """Every shell block of the documentation is run, or says why not.
 
-`<!-- not run: why -->` in front of a block is the reason; `<!-- needs: program … -->` names what must be installed. The
-blocks of a page are one session: what one starts in the background, the next one uses.
+In front of it stands `<!-- run -->`, `<!-- run, needs: program -->` for what must be there, or `<!-- not run: why -->`.
+The blocks of a page that are run are one session: what one starts in the background, the next one uses.
 """
 
 from __future__ import annotations
@@ -32,22 +32,27 @@ PORTS = ("8000", "8080", "8081", "6380", "51820", "51821")
 
 @dataclass(frozen=True)
 class Block:
-    """A shell block: its text, why it is not run, what it needs."""
+    """A shell block, and the remark in front of it."""
 
     text: str
-    not_run: str
-    needs: tuple[str, ...]
+    remark: str
+
+    @property
+    def is_run(self) -> bool:
+        return re.match(r"run(,|$)", self.remark) is not None
+
+    @property
+    def needs(self) -> list[str]:
+        return self.remark.partition("needs: ")[2].split()
 
 
 def blocks(page: Path) -> list[Block]:
     found = []
     for match in re.finditer(
-        r"(?:^ *<!-- (.*?) -->\n)?^( *)```sh\n(.*?)^\2```", page.read_text(), re.MULTILINE | re.DOTALL
+        r"(?:^ *<!-- ([^\n]*?) -->\n)?^( *)```sh\n(.*?)^\2```", page.read_text(), re.MULTILINE | re.DOTALL
     ):
-        remark = match[1] or ""
         text = re.sub(rf"^{match[2]}", "", match[3], flags=re.MULTILINE)
-        not_run = remark.partition("not run: ")[2]
-        found.append(Block(text, not_run, tuple(remark.partition("needs: ")[2].split())))
+        found.append(Block(text, match[1] or ""))
     return found
 
 
@@ -55,7 +60,7 @@ def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-RUN = [page for page in PAGES if any(not block.not_run for block in blocks(page))]
+RUN = [page for page in PAGES if any(block.is_run for block in blocks(page))]
 
 
 def test_no_shell_block_hides_from_this_test():
@@ -64,7 +69,10 @@ def test_no_shell_block_hides_from_this_test():
         others = set(re.findall(r"^ *```(\w+)$", page.read_text(), re.MULTILINE))
         assert not others & {"bash", "shell", "console", "zsh"}, f"{name(page)}: write ```sh"
         written = len(re.findall(r"^ *```sh$", page.read_text(), re.MULTILINE))
-        assert len(blocks(page)) == written, f"{name(page)}: a remark stands right in front of its block"
+        assert len(blocks(page)) == written
+        for block in blocks(page):
+            told = block.is_run or re.fullmatch(r"not run: \S.*", block.remark)
+            assert told, f"{name(page)}: in front of a block stands <!-- run --> or <!-- not run: why -->: {block.text}"
 
 
 def test_a_shell_knows_every_block_for_its_language(tmp_path: Path):
@@ -78,7 +86,7 @@ def test_a_shell_knows_every_block_for_its_language(tmp_path: Path):
 @pytest.mark.dist
 @pytest.mark.parametrize("page", RUN, ids=name)
 def test_what_a_page_says_to_type_works(page: Path, tmp_path: Path):
-    session = [block for block in blocks(page) if not block.not_run]
+    session = [block for block in blocks(page) if block.is_run]
     for program in {program for block in session for program in block.needs}:
         need(program)
     script = "\n".join(block.text for block in session)

@@ -39,7 +39,7 @@ def fuzz(target: str, seconds: int) -> bool:
         with log.open("wb") as told:
             code = subprocess.run(
                 [sys.executable, "-m", "tests.fuzz.fuzzing", target, str(seconds), str(folder)],
-                stdout=told, stderr=told, timeout=seconds + 120, env={**os.environ, "TMPDIR": name}, check=False,
+                stdout=told, stderr=told, timeout=seconds + 600, env={**os.environ, "TMPDIR": name}, check=False,
             ).returncode  # fmt: skip
         text = log.read_text("utf-8", "replace")
         found = sorted((folder / "found").iterdir())

@@ -9,6 +9,7 @@ which are left as they are.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import re
@@ -65,7 +66,7 @@ def of_session() -> Seeds:
         said = c.play(script, kind).said
         for role in Role:
             heard = b"".join(data for who, data in said if who is role.other)
-            first = (kind is StreamMachine) | (role is Role.CLIENT) << 1 | 8
+            first = (kind is StreamMachine) | (role is Role.CLIENT) << 1 | 8 | (kind is c.KeyedMachine) << 6
             yield f"{script.__name__}-to-{role.value}", bytes([first]) + heard
 
 
@@ -252,6 +253,10 @@ def of_config() -> Seeds:
     pages = "".join((ROOT / "docs" / page).read_text() for page in ("forwarding.md", "datagrams.md"))
     for number, text in enumerate(re.findall(r"```toml\n(.*?)```", pages, re.DOTALL)):
         yield f"{number:02}", text.encode()
+
+    yield "keys", b"# ours\nvsockfwd-key-1 me " + base64.b64encode(bytes(32)) + b" # mine\n"
+    serve = '[serve]\nroot = "/srv"\n[[serve.allow]]\nkey = "me"\nconnect = ["tcp:127.0.0.1:80"]\n'
+    yield "serve", serve.encode()
 
 
 def of_grammar() -> Seeds:

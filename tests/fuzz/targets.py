@@ -24,7 +24,7 @@ from trio.testing import MockClock
 from tests.fuzz.fed import US, Fed, FedTransport, pieces
 from tests.wire import conversation as c
 from vsockfwd.address import Address, parse, parse_stream, parse_target
-from vsockfwd.config import parse_config
+from vsockfwd.config import parse_config, parse_serve
 from vsockfwd.discovery import find_modes
 from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent, Reception
@@ -35,6 +35,7 @@ from vsockfwd.engine.session import open_session
 from vsockfwd.errors import PeerBrokeProtocol, VsockfwdError, printable
 from vsockfwd.events import Event, Problem
 from vsockfwd.identity import NetworkPeer
+from vsockfwd.key import format_key, parse_keys
 from vsockfwd.modes import http_connect, socks
 from vsockfwd.modes.forward import Connect
 from vsockfwd.modes.greeting import Declined, Greeting
@@ -94,9 +95,16 @@ def address(data: bytes) -> None:
 
 
 def config(data: bytes) -> None:
-    """The config file, with every kind of rule there is."""
+    """The config file, with every kind of rule there is, its [serve] alone, and a file of keys."""
+    text = data.decode("utf-8", "replace")
     with ours:
-        parse_config(data.decode("utf-8", "replace"), "file.toml", kinds)
+        parse_config(text, "file.toml", kinds)
+    with ours:
+        parse_serve(text, "file.toml")
+    with ours:
+        for key in (keys := parse_keys(text, "file")):
+            assert parse_keys(format_key(key), "file") == (key,)
+        assert keys
 
 
 def grammar(data: bytes) -> None:
@@ -140,12 +148,12 @@ def session(data: bytes) -> None:
     """Both machines, either side, at a point of a proper conversation that the first byte chooses."""
     if not data:
         return
-    kind = StreamMachine if data[0] & 1 else ControlMachine
+    kind = StreamMachine if data[0] & 1 else c.KeyedMachine if data[0] & 0x40 else ControlMachine
     role = Role.CLIENT if data[0] & 2 else Role.AGENT
     said = data[1:]
     talk = c.Conversation(kind)
     if data[0] & 4:
-        (c.opened if kind is StreamMachine else c.login)(talk)
+        (c.opened if kind is StreamMachine else c.proven if kind is c.KeyedMachine else c.login)(talk)
     elif role is Role.CLIENT:
         machine = talk.client.machine
         machine.open(c.OPEN) if kind is StreamMachine else machine.hello(c.HELLO)
@@ -156,10 +164,10 @@ def session(data: bytes) -> None:
 
 
 PAYLOADS = (
-    messages.Hello, messages.Ready, messages.Open, messages.Ok, messages.Listen, messages.Granted, messages.Incoming,
-    messages.Fetch, messages.Failure, messages.Deny, Connect, copying.Request, copying.Resolved, copying.Entries,
-    copying.Wants, copying.Results, copying.Blocks, copying.Progress, copying.Removed, copying.Contents, copying.Chunk,
-    copying.Hole, copying.Finish, copying.GiveUp, copying.Same,
+    messages.Hello, messages.Auth, messages.Ready, messages.Open, messages.Ok, messages.Listen, messages.Granted,
+    messages.Incoming, messages.Fetch, messages.Failure, messages.Deny, Connect, copying.Request, copying.Resolved,
+    copying.Entries, copying.Wants, copying.Results, copying.Blocks, copying.Progress, copying.Removed,
+    copying.Contents, copying.Chunk, copying.Hole, copying.Finish, copying.GiveUp, copying.Same,
 )  # fmt: skip
 
 

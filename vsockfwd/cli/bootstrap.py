@@ -30,7 +30,7 @@ def bootstrap(
         str | None, typer.Option("--pyz", metavar="FILE", help="cloud-init: bring this vsockfwd.pyz along")
     ] = None,
 ) -> int:
-    """Print a systemd unit, an OpenRC script or cloud-init's user data that starts the agent in a guest.
+    """Print what starts the agent in a guest: a systemd unit, an OpenRC script or cloud-init's user data.
 
     vsockfwd bootstrap systemd -- --allow-cid host. cloud-init installs from the package index, or brings --pyz along.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Collection
 from typing import Annotated, Any, get_args
 
@@ -17,6 +18,9 @@ from vsockfwd.cli.option import COMMON, declared
 from vsockfwd.discovery import command_names, load_command
 from vsockfwd.errors import UsageError
 from vsockfwd.plugin import takes_argv
+
+SHORT = 64
+"""Characters that a command's line has beside its name, on a terminal of 80."""
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
@@ -56,14 +60,21 @@ def _broken(error: UsageError) -> Callable[..., int]:
 def _typer_command(name: str, function: Callable[..., int | None]) -> Any:
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     if getattr(function, "takes_argv", False):
-        app.command(name, context_settings=_WORDS_OF_ITS_OWN, help=inspect.getdoc(function))(_of_words(function))
+        told: dict[str, Any] = {"help": inspect.getdoc(function), "short_help": _in_short(function)}
+        app.command(name, context_settings=_WORDS_OF_ITS_OWN, **told)(_of_words(function))
     else:
-        app.command(name, context_settings=SETTINGS)(_with_common_flags(function))
+        app.command(name, context_settings=SETTINGS, short_help=_in_short(function))(_with_common_flags(function))
     command: Any = typer.main.get_command(app)
     if (through := getattr(function, "runs_command_with", None)) is not None:
         read = command.parse_args
         command.parse_args = lambda ctx, words: read(ctx, _with_command_apart(command, words, through))
     return command
+
+
+def _in_short(function: Callable[..., Any]) -> str:
+    """What a line of a list has room for: the first sentence to its colon or semicolon, or else to a comma."""
+    sentence = re.split(r"[:;]|\. |\.?$", (inspect.getdoc(function) or "").partition("\n")[0])[0]
+    return sentence if len(sentence) <= SHORT else sentence[:SHORT].rpartition(",")[0] or sentence
 
 
 def _with_command_apart(command: Any, words: list[str], through: Collection[str]) -> list[str]:
@@ -177,7 +188,7 @@ def _run(command: Any, words: list[str], name: str) -> int:
         mistyped = getattr(error, "option_name", "")
         if mistyped and context is not None:
             known = [name for each in context.command.params for name in each.opts if name.startswith("-")]
-            close = difflib.get_close_matches(mistyped, known, 1)
+            close = difflib.get_close_matches(mistyped, known, 1, 0.75)
             hint = f"did you mean {close[0]}?" if close else f"{path} --help"
             raise UsageError(f"{path.removeprefix(f'{PROGRAM} ')} has no option {mistyped}", hint=hint) from None
         raise UsageError(_one_line(error.format_message()), hint=f"{path} --help") from None

@@ -119,14 +119,23 @@ def _print(findings: list[Finding]) -> None:
     columns = shutil.get_terminal_size().columns if terminal else 1 << 16
     width = max(len(found.topic) for found in findings)
     indent = " " * (width + 8)
+    room = max(40, columns - 1)
     for found in findings:
         mark = f"{found.state.value:<4}"
         if colour:
             mark = f"\x1b[{_COLOURS[found.state]}m{mark}\x1b[m"
-        body = textwrap.wrap(found.told, max(30, columns - len(indent) - 1)) or [""]
+        body = textwrap.wrap(found.told, room - len(indent)) or [""]
         print(f" {mark} {found.topic:<{width}}  " + f"\n{indent}".join(body))
-        # Commands stand on a line of their own, unbroken: they are there to be copied.
         for line in found.mend:
-            print(f"{indent}→ {line}")
+            # What is typed is there to be copied: it breaks between words only, and its remark goes first.
+            command, _, remark = line.partition("   # ")
+            if remark and len(command) + len(remark) + 12 <= room:
+                command, remark = line, ""
+            for number, part in enumerate(
+                textwrap.wrap(command, room - 9, break_on_hyphens=False, break_long_words=False)
+            ):
+                print(f"      {' ' if number else '→'} {part}")
+            for part in textwrap.wrap(f"# {remark}", room - 11) if remark else ():
+                print(f"          {part}")
     broken = sum(found.state is State.FIX for found in findings)
     print(f"\n{broken} to mend" if broken else "\nnothing to mend")

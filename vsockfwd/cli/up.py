@@ -296,15 +296,16 @@ async def _top(engine: Engine, address: UnixAddress, interval: float, count: int
 
 
 def _table(rows: list[Status], before: dict[str, Status], interval: float) -> Any:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(expand=True)
-    table.add_column("rule", overflow="ellipsis", no_wrap=True, ratio=3)
+    table = Table(expand=True, box=SIMPLE_HEAD)
+    table.add_column("rule", overflow="ellipsis", no_wrap=True, ratio=2)
     table.add_column("state", no_wrap=True)
     for heading in ("now", "in all", "out/s", "in/s", "out", "in"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("last error", overflow="ellipsis", no_wrap=True, ratio=2)
+    table.add_column("last error", overflow="ellipsis", no_wrap=True, ratio=3)
     for row in rows:
         old = before.get(row.name, row)
         style = {"up": "green", "down": "red"}.get(row.state, "yellow")

@@ -285,7 +285,7 @@ def confinement(system: System) -> Iterator[Finding]:
 
 
 def of_guest(system: System, guest: Guest) -> Iterator[Finding]:
-    name = printable(guest.name) or f"pid {guest.pid}"
+    name = printable(guest.name, 20) or str(guest.pid)
     topic = f"guest {name}"
     if guest.address is None:
         yield note(topic, f"{guest.vmm}, pid {guest.pid}", printable(guest.note))
