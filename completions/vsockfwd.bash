@@ -17,7 +17,7 @@ _vsockfwd() {
     fs) options='--auth-key --force --help --json --log-format --long --parents --quiet --recursive --verbose -R -f -h -l -p -q -r -v' targets=yes ;;
     guests) options='--help --json --log-format --names --quiet --verbose -h -q -v' ;;
     keygen) options='--help --json --log-format --name --quiet --verbose -h -q -v' ;;
-    perf) options='--both --bytes --connections --discard --down --echo --help --json --latency --log-format --no-check --quiet --raw --seconds --size --source --streams --up --verbose -P -h -p -q -t -v' targets=yes ;;
+    perf) options='--auth-key --both --bytes --connections --discard --down --echo --help --json --latency --log-format --no-check --quiet --raw --seconds --size --source --streams --up --verbose -P -h -p -q -t -v' targets=yes ;;
     ping) options='--auth-key --count --help --interval --json --log-format --quiet --verbose -c -h -i -p -q -v' targets=yes ;;
     plugins) options='--help --json --log-format --quiet --verbose -h -q -v' ;;
     policy) options='--allow-cid --allow-connect --allow-guest --allow-listen --allow-mode --allow-uid --auth-key --auth-keys --config --help --json --log-format --max-connections-per-peer --max-rate --quiet --read-only --root --verbose -c -h -q -v' ;;

@@ -163,6 +163,7 @@ complete -c vsockfwd -n '__fish_seen_subcommand_from perf' -l discard -d 'with -
 complete -c vsockfwd -n '__fish_seen_subcommand_from perf' -l source -d 'with --raw: it sends for ever'
 complete -c vsockfwd -n '__fish_seen_subcommand_from perf' -l no-check -d 'do not compare what arrives with what was sent'
 complete -c vsockfwd -n '__fish_seen_subcommand_from perf' -s p -r -d 'the agent\'s port, where it is not 876'
+complete -c vsockfwd -n '__fish_seen_subcommand_from perf' -l auth-key -r -d 'the key that is shared with the agent'
 complete -c vsockfwd -n '__fish_seen_subcommand_from perf' -l verbose -s v -d 'say more; twice: everything'
 complete -c vsockfwd -n '__fish_seen_subcommand_from perf' -l quiet -s q -d 'say nothing but errors'
 complete -c vsockfwd -n '__fish_seen_subcommand_from perf' -l json -d 'events and answers as JSON lines on standard output'

@@ -4,6 +4,7 @@ Each is refused with exit code 77 and one line, the agent's log says who it was 
 those who may.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -117,3 +118,35 @@ def test_a_user_of_the_guest_is_not_its_root(level: Level) -> None:
         assert "is neither root nor the agent's user" in refused(level.guest, where, user=OTHER)
         agent.wait_output("turned away: uid", LIMIT)
         assert "sees us as uid 0" in let_in(level.guest, where)
+
+
+# Half of them say nothing, half of them nonsense; all stay until the script is ended.
+FLOOD = """
+import socket, sys, time
+held = []
+for number in range(600):
+    vsock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    vsock.settimeout(10)
+    try:
+        vsock.connect((int(sys.argv[1]), int(sys.argv[2])))
+        if number % 2:
+            vsock.sendall(b"GET / HTTP/1.1" + bytes(2))
+    except OSError:
+        pass
+    held.append(vsock)
+print("flooded", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_guest_that_floods_the_hosts_agent_is_told_of_and_keeps_nobody_out(level: Level) -> None:
+    mine = key(level.host, "flooded")
+    there = copied(mine, level.host, level.guest)
+    with host_serving(level, "--auth-key", mine) as (agent, target):
+        _, cid, port = target.split(":")
+        with level.guest.start([sys.executable, "-c", FLOOD, cid, port]) as flood:
+            flood.wait_output("flooded", LIMIT)
+            assert "sees us as key flooded" in let_in(level.guest, target, "--auth-key", there)
+        agent.wait_output("no vsockfwd client", LIMIT)
+        assert "sees us as key flooded" in let_in(level.guest, target, "--auth-key", there)
+        assert agent.poll() is None

@@ -68,6 +68,9 @@ def perf(
     port: Annotated[
         int | None, typer.Option("-p", metavar="PORT", help="the agent's port, where it is not 876")
     ] = None,
+    auth_key: Annotated[
+        str | None, typer.Option("--auth-key", metavar="FILE", help="the key that is shared with the agent")
+    ] = None,
 ) -> int:
     """Measure the way to an agent: throughput, round trips, connections; every byte is checked.
 
@@ -81,7 +84,9 @@ def perf(
     kind = (kinds or ["echo"])[0] if raw else "agent"
     chosen = {"up": up, "down": down, "both": both, "latency": latency, "connections": connections}
     parts = _parts(kind, [name for name, said in chosen.items() if said])
-    address = _raw_address(target, port) if raw else invocation.target(target, port)
+    if raw and auth_key is not None:
+        raise UsageError("--auth-key is for an agent, --raw has none", hint="leave out one of them")
+    address = _raw_address(target, port) if raw else invocation.target(target, port, auth_key)
     asked = _asked(seconds, amount, streams, size, not no_check)
     found = Findings(address.bare(), kind, streams, asked.size, asked.check and kind in ("agent", "echo"))
     return _Run(invocation, address, kind, asked, found, parts)()
