@@ -45,6 +45,9 @@ FINISH = 1.0
 OURS = "VSOCKFWD"
 """How our own variables begin; those that begin as socat's are the same but for that."""
 
+_SEND_BUFFER = 1 << 20
+"""Bytes on their way to a program, as to any UNIX socket; see docs/benchmarks.md for the other way."""
+
 _TOLD = ("PEER", "PEERADDR", "PEERPORT", "SOCKADDR", "SOCKPORT", "OPENSSL_X509", "OPENSSL_X509V3")
 
 # --- parameters ---------------------------------------------------------------------------------------------------
@@ -228,6 +231,8 @@ def _plumb(spec: Specification) -> tuple[Stream, int, int]:
         return _OnTerminal(over_descriptors(ours, ours, name, [ours])), theirs, theirs
     ours_, theirs_ = socket.socketpair()
     ours_.setblocking(False)
+    # What goes there. The program's own stays small: what it writes is to be in the processor's cache when it is read.
+    ours_.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
     both = theirs_.detach()
     features = Features(half_close=True, splice_from=True, splice_to=True)
     return SocketStream(ours_, features, OwnPeer(name), name), both, both
