@@ -62,7 +62,7 @@ def test_several_forwards_each_succeed_or_fail_by_themselves(website, tmp_path: 
     taken = f"{tmp_path}/agent.sock"
     with agent(tmp_path), Server("forward", "-L", f"{taken}:{path}", "-L", f"0:{path}", f"unix:{taken}") as forward:
         assert curl(f"http://127.0.0.1:{forward.port}/", "-o", "/dev/null").returncode == 0
-        assert "something stands there already" in str(forward.of("problem")[0]["why"])
+        assert "something stands there already" in str(forward.wait_for("problem")[0]["why"])
     with agent(tmp_path):
         done = run("forward", "--exit-on-failure", "-L", f"0:{path}", "-L", f"{taken}:{path}", f"unix:{taken}")
         assert done.returncode == 73
