@@ -6,6 +6,9 @@ DISTS  := . plugins/relay plugins/copy plugins/dgram
 META   := pyproject.toml $(wildcard plugins/*/pyproject.toml) constraints.txt dev-constraints.txt
 PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip --quiet
 
+# What is started again and again is compiled once, also where an environment says otherwise.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check audit format bench fuzz faults dist pyz dist-check vm-test vm-install constraints completions pages clean
 
 demo: $(VENV)/.run

@@ -105,7 +105,7 @@ ROWS = (
     ),
     (
         "ten thousand connections at once, a thousand a second, slow readers, slow writers, peers that are killed",
-        "every answer right; that nothing is left and the others' p99 stays within 2× is the aim, below what was measured",
+        "every answer right; that nothing is left and the others' p99 stays within 2× is the aim, below what it was",
         "bench/load.py",
         "load", "connections",
     ),
