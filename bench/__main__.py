@@ -7,6 +7,7 @@ docs/benchmarks.md its tables and plots; what was asked for is printed with what
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 
@@ -46,6 +47,7 @@ def _say(words: str) -> None:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends too
     told = _arguments()
     names = chosen(told.cases)
     if told.list:
