@@ -35,7 +35,7 @@ from vsockfwd.wire.messages import Hello
 from vsockfwd_dgram import MODE, far
 from vsockfwd_dgram import agent as agent_side
 from vsockfwd_dgram import client as client_side
-from vsockfwd_dgram.batch import Batch
+from vsockfwd_dgram.batch import BURST, Batch
 from vsockfwd_dgram.frames import CLOSE, DATAGRAMS, DROPS, NAME, OPEN, Connect, Connected, record, records
 from vsockfwd_dgram.sockets import bind
 
@@ -99,6 +99,16 @@ async def test_datagrams_of_a_flow_arrive_in_order_each_by_itself(world):
             with Udp(to=bound) as client:
                 client.send(*sent)
                 assert [await server.get() for _ in sent] == sent
+
+
+async def test_a_burst_of_more_than_a_frame_arrives_though_nothing_follows_it(world):
+    with Udp() as server:
+        async with world.agent(), world.forward(to(server)) as (bound,):
+            with Udp(to=bound) as client:
+                client.send(b"first")
+                await server.get()
+                client.send(*[bytes([number]) * 1400 for number in range(BURST)])
+                assert [(await server.get())[0] for _ in range(BURST)] == list(range(BURST))
 
 
 async def test_a_thousand_sources_each_get_their_own_answers(world):

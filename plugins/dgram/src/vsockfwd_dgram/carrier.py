@@ -151,8 +151,10 @@ class Carrier(Flows[F], Generic[F]):
         """The sockets were read: let it go, or have the writer see to it."""
         self._turn_ends = False
         stream = self._stream
-        if stream is None or not stream.try_send_frames(*self._frames(stream.frame_limit)):
-            self._stream = None
+        while stream is not None and (frames := self._frames(stream.frame_limit)):
+            if not stream.try_send_frames(*frames):
+                self._stream = stream = None
+        if stream is None:
             self.awake.set()
 
     def _announce(self, flow: F) -> bool:
