@@ -22,6 +22,7 @@ To change …                                                     open …
   … without a task for each; alone in a process                   engine/poll.py; engine/alone.py
   … and between two vsockfwd peers                                engine/link.py, control_link.py, on wired.py
   logging in, staying alive                                       engine/session.py (client), engine/agent.py (server)
+  … what was accepted, until it says what it wants                engine/reception.py
   listening at the agent's for a client                           engine/listening.py (agent's), incoming.py (client's)
   an agent that dials its client, and the client that waits       engine/calling.py, transport/accepting.py
   accepting: caps, failures, descriptors running out              engine/server.py; on several processes: workers.py
