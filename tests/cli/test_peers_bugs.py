@@ -241,7 +241,8 @@ def test_five_hundred_connections_of_every_outcome_leave_no_descriptor(tmp_path:
             outcome_of(forward, "unreachable: nothing is there")
         endings = {str(event["outcome"]["ending"]) for event in forward.wait_for("closed", 500)}  # type: ignore[index]
         assert {"complete", "refused"} < endings
-        wait_until(lambda: [descriptors(server) for server in watched] == before)
+        # Fewer may be left: at its start a process looks around with some of its own.
+        wait_until(lambda: all(descriptors(server) <= count for server, count in zip(watched, before, strict=True)))
 
 
 # --- What concerns one connection must not concern another: viproxy, vsock-proxy
