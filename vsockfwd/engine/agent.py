@@ -7,6 +7,7 @@ opened runs in a cancel scope that the session holds; when the control connectio
 from __future__ import annotations
 
 import contextlib
+import functools
 import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -153,10 +154,16 @@ class AgentCall:
         self._decide(resource).enforce()
 
 
+@functools.lru_cache(128)
+def _parsed(address: str) -> Address:
+    """Clients ask for the same again and again, and reading it costs as much as dialling."""
+    return parse_stream(address)
+
+
 def to_dial(address: str) -> Address:
     """The address that a client wants dialled. Raises BadRequest."""
     try:
-        where = parse_stream(address)
+        where = _parsed(address)
     except AddressError as error:
         raise BadRequest(error.message, hint=error.hint) from None
     if where.scheme in ("stdio", "fd"):

@@ -166,7 +166,8 @@ class Framed:
             neighbour, link.stream, link.buffers, link.machine.data_header, link.frame_limit, link.machine.end
         )
         self.back = Inward(link, neighbour)
-        self.may_hold = True
+        # Who was just dialled has most likely not spoken yet; what came with the answer to OPEN is in the link.
+        self.likely = (self.back,) if dialled else (self.forth, self.back)
         link.machine.parser.plain = True
         self._withhold = dialled and not neighbour.features.half_close
         self._started = time.monotonic()

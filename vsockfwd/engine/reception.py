@@ -68,9 +68,8 @@ class _Greeting:
         self._deadline = self._reception.greetings.add(self._in_task)
         self._reception.relays.waiting[self] = self._turned_out
         self._reception.agent.meet(self, self._turned_out)
-        self._heard()
 
-    def _heard(self, _: int = 0) -> None:
+    def _heard(self, _: int) -> None:
         if self._over:
             return  # until it is joined
         try:

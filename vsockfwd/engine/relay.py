@@ -84,7 +84,7 @@ class Plain:
         self.far = far
         self.forth = Pump(near, far, buffers)
         self.back = Pump(far, near, buffers)
-        self.may_hold = False
+        self.likely = (self.forth,)
         self._started = time.monotonic()
         self._finished: list[Stream] = []
         """The streams that said their last, in order."""

@@ -8,7 +8,7 @@ tasks from where it stands.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -36,8 +36,11 @@ class Relay(Protocol):
 
     near: Stream
     far: Stream
-    may_hold: bool
-    """Whether something for `near` may have been received before it began."""
+
+    @property
+    def likely(self) -> Sequence[Direction]:
+        """The directions in which something is likely to have come, or was received, before it began."""
+        ...
 
     @property
     def forth(self) -> Direction: ...
@@ -220,9 +223,8 @@ class _Watched:
             self.relay.broke(from_oserror(error, "watching it").message)
             self._over()
             return
-        self._step(self.relay.forth)
-        if self.relay.may_hold:
-            self._step(self.relay.back)
+        for pump in self.relay.likely:
+            self._step(pump)
 
     def _near_told(self, events: int) -> None:
         if events & ROOM:

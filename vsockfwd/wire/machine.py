@@ -32,6 +32,8 @@ class Role(Enum):
     CLIENT = "client"
     AGENT = "agent"
 
+    __hash__ = object.__hash__  # an Enum's own is Python's, by the name, and is asked for each frame
+
     @property
     def other(self) -> Role:
         return Role.AGENT if self is Role.CLIENT else Role.CLIENT
@@ -40,6 +42,7 @@ class Role(Enum):
 class State(Enum):
     """Where a direction stands."""
 
+    __hash__ = object.__hash__  # as Role's
     START = auto()
     """Nothing was sent yet."""
     ASKED = auto()
