@@ -227,6 +227,7 @@ class Poll:
                 self._loop.epoll.unregister(fd)
             except OSError:
                 pass  # closed
+        self._watched.clear()
         self._loop.users -= 1
         if not self._loop.users:
             self._loop.close()

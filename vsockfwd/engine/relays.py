@@ -100,15 +100,14 @@ class Relays:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
+        # What needs no task first: nothing may happen to it any more when there is nobody left to start one.
+        for watched in list(self._watched.values()):
+            watched.stop()
+        for let_go in list(self.waiting.values()):
+            let_go()
+        self.poll.close()
         self._nursery.cancel_scope.cancel()
-        try:
-            return await self._manager.__aexit__(kind, error, trace)
-        finally:
-            for watched in list(self._watched.values()):
-                watched.stop()
-            for let_go in list(self.waiting.values()):
-                let_go()
-            self.poll.close()
+        return await self._manager.__aexit__(kind, error, trace)
 
     def deadlines(self, seconds: float) -> Deadlines:
         """Deadlines that are kept as long as the context."""
