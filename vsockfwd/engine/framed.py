@@ -228,6 +228,7 @@ class Framed:
         clean = self.clean
         self.near.close() if clean else self.near.abort()
         self.forth.close()
+        self.back.close()
         self.link.close()
         seconds = time.monotonic() - self._started
         if clean:
