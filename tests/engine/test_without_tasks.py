@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,14 +20,22 @@ from vsockfwd.allow import Place
 from vsockfwd.config import NamedRule
 from vsockfwd.engine import Engine
 from vsockfwd.engine.agent import Agent
+from vsockfwd.engine.framed import Framed
+from vsockfwd.engine.link import Link
+from vsockfwd.engine.pump import BufferPool, Needs
 from vsockfwd.engine.rules import Rules
 from vsockfwd.engine.session import open_session
 from vsockfwd.errors import NotAllowed
 from vsockfwd.events import Closed, Ending
+from vsockfwd.identity import OwnPeer
 from vsockfwd.modes.forward import LOCAL, Connect, LocalRule
 from vsockfwd.policy import Policy
 from vsockfwd.rule import StreamEnd
-from vsockfwd.transport.base import Listener, Stream
+from vsockfwd.transport.base import Listener, SocketStream, Stream
+from vsockfwd.transport.unix import FEATURES
+from vsockfwd.wire.machine import Role
+from vsockfwd.wire.messages import TOKEN_LENGTH, Open
+from vsockfwd.wire.stream import StreamMachine
 
 PIECE = random.Random(3).randbytes(1 << 20)
 
@@ -145,3 +155,28 @@ async def test_what_a_policy_forbids_is_not_dialled_without_a_task_either(host: 
     with pytest.raises(BlockingIOError):
         server.try_accept()
     server.close()
+
+
+async def test_who_is_cut_off_amid_bulk_that_nobody_takes_leaves_no_descriptor():
+    """Of a pipe that still holds bytes, neither end may stay."""
+    before = len(os.listdir("/proc/self/fd"))
+    pairs = [socket.socketpair(), socket.socketpair()]
+    for sock in (*pairs[0], *pairs[1]):
+        sock.setblocking(False)
+    (peer, ours), (near, neighbour) = pairs
+    client, agent = StreamMachine(Role.CLIENT), StreamMachine(Role.AGENT)
+    agent.receive_data(client.open(Open(bytes(TOKEN_LENGTH), "forward", (1,))))
+    client.receive_data(agent.accept(1))
+    link = Link(SocketStream(ours, FEATURES, OwnPeer("peer"), "peer"), agent, BufferPool())
+    framed = Framed(link, SocketStream(near, FEATURES, OwnPeer("near"), "near"), dialled=False)
+    unsent = b"".join(client.data_header(len(PIECE)) + PIECE for _ in range(8))
+    while framed.back._pipe is None:
+        with contextlib.suppress(BlockingIOError):
+            unsent = unsent[peer.send(unsent) :]
+        if framed.back.step() is Needs.ROOM and framed.back._pipe is None:
+            neighbour.recv(1 << 20)
+    framed.stop()
+    assert not framed.finish().clean
+    for sock in (*pairs[0], *pairs[1]):
+        sock.close()
+    assert len(os.listdir("/proc/self/fd")) == before
