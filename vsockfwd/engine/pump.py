@@ -5,7 +5,7 @@ while bytes are in hand, so that an idle connection holds none; let others run a
 Measured against socat and HAProxy in docs/benchmarks.md.
 
 The thing to understand first: a Pump never waits. `step` moves what can be moved now and says what it needs to go on;
-who waits for that is a task (`pump` below), or the one task that watches many sockets (engine/poll.py).
+who waits for that is a task (`run` below), or the epoll that calls back (engine/poll.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Any number of relays run by one task, as callbacks over an epoll of our own (engine/poll.py).
+"""Any number of relays without a task for any, as callbacks over an epoll of our own (engine/poll.py).
 
 The thing to understand first: a relay is two directions that step and never wait (engine/pump.py), so who calls them
 when a socket has something to tell is all there is to it. What needs a clock, which an unclean end does, goes on in
@@ -66,7 +66,7 @@ Over = Callable[[Outcome], None]
 
 
 class Relays:
-    """Any number of relays, run in one task. A context: what still runs when it is left is aborted."""
+    """Any number of relays, as callbacks where they can be. A context: what still runs when it is left is aborted."""
 
     def __init__(
         self,
