@@ -6,8 +6,8 @@ dialled side is withheld, since it would kill the reply that is still to come.
 
 A relay runs in one of two ways. In tasks it can wait for anything; one that is alone in its process begins in a single
 one (engine/alone.py). Of two sockets that need no clock, which is nearly all of them, `Relays` (engine/relays.py) runs
-any number as callbacks, without a task; whatever does need one is handed to tasks half-way. What joins a plain stream to a
-link between two vsockfwd peers is engine/framed.py.
+any number as callbacks, without a task; whatever does need one is handed to tasks half-way. What joins a plain stream
+to a link between two vsockfwd peers is engine/framed.py.
 """
 
 from __future__ import annotations
