@@ -211,11 +211,7 @@ def demo(invocation: Invocation) -> int:
         shutil.rmtree(folder, ignore_errors=True)
     over = "AF_VSOCK loopback" if tour.over_vsock else "a UNIX socket"
     if invocation.json:
-        print(
-            json.dumps(
-                {"event": "demo", "over": over, "jobs": [{n: getattr(r, n) for n in Row.__slots__} for r in tour.rows]}
-            )
-        )
+        invocation.answer("demo", over=over, jobs=tour.rows)
     else:
         _print_table(tour.rows)
         seconds = time.monotonic() - began

@@ -102,6 +102,7 @@ from vsockfwd.events import (
     ignore,
 )
 from vsockfwd.identity import CID_ANY, CID_LOCAL, GuestPeer, Identity, NetworkPeer, OwnPeer, UnixPeer, VsockPeer
+from vsockfwd.option import AgentPort, SharedKey
 from vsockfwd.rule import HERE, Admitted, AgentRule, AnyEnd, ForwardRule, Rule, RuleKind, StreamEnd, WhenDown, Written
 from vsockfwd.transport.base import NEVER, Features, Listener, SocketStream, Stream
 from vsockfwd.transport.descriptor import DescriptorStream, listener_over, stream_over
@@ -169,6 +170,7 @@ __all__ = [
     "AddressError",
     "Admitted",
     "Agent",
+    "AgentPort",
     "AgentRule",
     "AnyEnd",
     "BadRequest",
@@ -238,6 +240,7 @@ __all__ = [
     "Session",
     "SessionDown",
     "SessionUp",
+    "SharedKey",
     "SocketStream",
     "SomeFailed",
     "State",

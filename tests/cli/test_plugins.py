@@ -46,7 +46,7 @@ def found_in(*folders: Path) -> dict[str, str]:
 
 
 def test_a_strangers_plugin_brings_a_mode_and_a_command(shout: dict[str, str], tmp_path: Path):
-    listed = {row["name"]: row for row in json.loads(run("plugins", "--json", env=shout).stdout)}
+    listed = {row["name"]: row for row in json.loads(run("plugins", "--json", env=shout).stdout)["plugins"]}
     assert listed["shout"]["source"] == "vsockfwd-shout 1.0"
     assert not listed["shout"]["broken"]
     assert "\n  shout " in run("--help", env=shout).stdout
@@ -129,7 +129,7 @@ def test_a_broken_plugin_is_listed_with_its_reason_and_harms_nobody(tmp_path: Pa
     env = found_in(fake(tmp_path / "installed", "vsockfwd-stranger", mode, module))
     done = run("plugins", "--json", env=env)
     assert done.returncode == 1
-    rows = json.loads(done.stdout)
+    rows = json.loads(done.stdout)["plugins"]
     (stranger,) = [row for row in rows if row["source"] == "vsockfwd-stranger 1.0"]
     assert told in stranger["broken"]
     assert all(not row["broken"] for row in rows if row is not stranger)
@@ -141,6 +141,6 @@ def test_a_broken_plugin_is_listed_with_its_reason_and_harms_nobody(tmp_path: Pa
 def test_two_plugins_of_one_name_are_refused_both_named(tmp_path: Path):
     folders = [fake(tmp_path / name, f"vsockfwd-{name}", "twin", FINE.format(name="twin")) for name in ("one", "two")]
     done = run("plugins", "--json", env=found_in(*folders))
-    (twin,) = [row for row in json.loads(done.stdout) if row["name"] == "twin"]
+    (twin,) = [row for row in json.loads(done.stdout)["plugins"] if row["name"] == "twin"]
     assert "vsockfwd-one 1.0" in twin["broken"]
     assert "vsockfwd-two 1.0" in twin["broken"]

@@ -41,7 +41,7 @@ class Running:
         return run(*words, env=self.env)
 
     def status(self) -> dict[str, dict[str, object]]:
-        return {row["name"]: row for row in json.loads(self.run("status", "--json").stdout)}
+        return {row["name"]: row for row in json.loads(self.run("status", "--json").stdout)["rules"]}
 
     def connect(self, name: str) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)

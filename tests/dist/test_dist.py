@@ -46,7 +46,7 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_the_wheels_bring_every_command_page_and_completion(prefix: Path):
     vsockfwd = prefix / "bin/vsockfwd"
-    listed = {row["name"]: row["broken"] for row in json.loads(done(vsockfwd, "plugins", "--json"))}
+    listed = {row["name"]: row["broken"] for row in json.loads(done(vsockfwd, "plugins", "--json"))["plugins"]}
     assert listed == {"copy": "", "dgram": "", "forward": "", "relay": ""}
     for page in (ROOT / "man").iterdir():
         assert (prefix / f"share/man/man{page.suffix[1:]}/{page.name}").read_bytes() == page.read_bytes()

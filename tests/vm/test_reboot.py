@@ -73,7 +73,7 @@ def test_rules_outlive_a_guest_that_is_killed_and_serve_the_one_booted_in_its_pl
 
     def status() -> dict[str, Any]:
         done = host.run_cli(["status", "--json", *control], timeout=LIMIT)
-        return {row["name"]: row for row in json.loads(done.stdout)}
+        return {row["name"]: row for row in json.loads(done.stdout)["rules"]}
 
     def await_states(pattern: str, up: Process) -> None:
         for rule in ("local", "remote"):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Iterable, Mapping
 from typing import Annotated
 
@@ -16,7 +16,7 @@ import typer
 from vsockfwd import __version__
 from vsockfwd.address import Address
 from vsockfwd.contract import Mode, package_of
-from vsockfwd.doctor.checks import examine
+from vsockfwd.doctor.checks import WAYS_TO_SET_A_CLOCK, examine
 from vsockfwd.doctor.finding import Finding, State, fix, note, ok
 from vsockfwd.doctor.system import System
 from vsockfwd.engine import Engine
@@ -24,8 +24,12 @@ from vsockfwd.engine.control_link import SOFTWARE
 from vsockfwd.engine.invocation import Invocation
 from vsockfwd.engine.session import open_session
 from vsockfwd.errors import VsockfwdError, printable
+from vsockfwd.option import AgentPort, SharedKey
 
 ROUND_TRIPS = 3
+
+CLOCK_NOTED, CLOCK_WRONG = 1.0, 60.0
+"""Seconds by which an agent's clock may be off before it is worth a word, and before it is to be mended."""
 
 
 def doctor(
@@ -33,12 +37,8 @@ def doctor(
     target: Annotated[
         str | None, typer.Argument(metavar="[TARGET]", help="an agent to ask, too; without it nothing is connected to")
     ] = None,
-    port: Annotated[
-        int | None, typer.Option("-p", metavar="PORT", help="the agent's port, where it is not 876")
-    ] = None,
-    auth_key: Annotated[
-        str | None, typer.Option("--auth-key", metavar="FILE", help="the key that is shared with the agent")
-    ] = None,
+    port: AgentPort = None,
+    auth_key: SharedKey = None,
 ) -> int:
     """Say what is missing or wrong on this machine, and the command or flag that mends it.
 
@@ -49,12 +49,7 @@ def doctor(
     if target is not None:
         findings += _of_target(invocation, target, port, auth_key)
     if invocation.json:
-        rows = [
-            {"state": found.state.value, "topic": found.topic, "told": found.told, "mend": list(found.mend)}
-            for found in findings
-        ]
-        json.dump({"event": "doctor", "version": 1, "findings": rows}, sys.stdout)
-        print()
+        invocation.answer("doctor", findings=findings)
     else:
         _print(findings)
     return 1 if any(found.state is State.FIX for found in findings) else 0
@@ -73,10 +68,10 @@ def _of_target(invocation: Invocation, target: str, port: int | None, auth_key: 
 
 
 async def _ask(engine: Engine, target: Address, modes: Mapping[str, Mode], findings: list[Finding]) -> None:
-    began = trio.current_time()
+    began, earliest = trio.current_time(), time.time()
     async with open_session(engine, target) as session:
         ready = await session.login()
-        login = trio.current_time() - began
+        login, latest = trio.current_time() - began, time.time()
         least = min([await session.ping() for _ in range(ROUND_TRIPS)])
         findings.append(
             ok(
@@ -85,7 +80,30 @@ async def _ask(engine: Engine, target: Address, modes: Mapping[str, Mode], findi
                 f"login {login * 1e3:.1f} ms, round trip {least * 1e3:.2f} ms",
             )
         )
+        findings += of_clock(ready.clock, earliest, latest)
         findings += of_versions(session.software, ready.modes, modes)
+
+
+def of_clock(there: float, earliest: float, latest: float) -> Iterable[Finding]:
+    """What an agent's clock is to ours, in seconds since 1970, read between two moments of ours; 0: it told none."""
+    off = min(there - earliest, 0.0) + max(there - latest, 0.0)
+    if not there:
+        return
+    if abs(off) < CLOCK_NOTED:
+        yield ok("clock", "the agent's and ours agree")
+        return
+    told = f"the agent's clock is {_apart(abs(off))} {'ahead of' if off > 0 else 'behind'} ours"
+    if abs(off) < CLOCK_WRONG:
+        yield note("clock", told)
+    else:
+        yield fix("clock", f"{told}: certificates and files' times will seem wrong", *WAYS_TO_SET_A_CLOCK)
+
+
+def _apart(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.1f} seconds"
 
 
 def of_versions(software: str, there: Mapping[str, tuple[int, ...]], here: Mapping[str, Mode]) -> Iterable[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -36,8 +35,7 @@ def guests(
         for word in sorted({*targets, *filter(None, typed.values())}):
             print(printable(word))
     elif invocation.json:
-        json.dump(_answer(typed, targets), sys.stdout)
-        print()
+        invocation.answer("guests", guests=_told(typed, targets))
     else:
         _print_table(typed, targets)
     return 0
@@ -47,8 +45,8 @@ def _address(address: Address | None) -> str:
     return "" if address is None else address.bare()
 
 
-def _answer(typed: dict[Guest, str], targets: Mapping[str, Address]) -> dict[str, object]:
-    told = [
+def _told(typed: dict[Guest, str], targets: Mapping[str, Address]) -> list[dict[str, object]]:
+    told: list[dict[str, object]] = [
         {
             "target": word, "name": guest.name, "vmm": guest.vmm, "address": _address(guest.address),
             "user": guest.user, "pid": guest.pid, "source": guest.source, "note": guest.note,
@@ -60,7 +58,7 @@ def _answer(typed: dict[Guest, str], targets: Mapping[str, Address]) -> dict[str
          "note": ""}
         for name, address in targets.items()
     ]  # fmt: skip
-    return {"event": "guests", "version": 1, "guests": told}
+    return told
 
 
 def _print_table(typed: dict[Guest, str], targets: Mapping[str, Address]) -> None:

@@ -29,7 +29,7 @@ def keygen(
         name = re.sub(r"[^A-Za-z0-9_.@-]+", "-", os.path.basename(file).removesuffix(SUFFIX)).strip(".-@") or "key"
     key = create_key(file, name[:64])
     if invocation.json:
-        print(f'{{"name":"{key.name}"}}')
+        invocation.answer("keygen", name=key.name)
     else:
         print(f"{printable(file)}: a key called {key.name}")
     return 0

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated
 import trio
 
 from vsockfwd.address import parse_stream
-from vsockfwd.cli.option import Option
 from vsockfwd.engine import Engine
 from vsockfwd.engine.server import Gate, serve_listeners
 from vsockfwd.errors import UsageError
 from vsockfwd.events import Listening, Report, ignore
+from vsockfwd.option import Option
 from vsockfwd.report import both
 from vsockfwd.transport.base import Listener, Stream
 

@@ -14,21 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-
-@dataclass(frozen=True, slots=True, init=False)
-class Option:
-    """One option: its names (none: made of the parameter's), what its value is called, and a line of help."""
-
-    names: tuple[str, ...]
-    metavar: str | None
-    help: str
-    count: bool
-
-    def __init__(self, *names: str, metavar: str | None = None, help: str = "", count: bool = False) -> None:
-        object.__setattr__(self, "names", names)
-        object.__setattr__(self, "metavar", metavar)
-        object.__setattr__(self, "help", help)
-        object.__setattr__(self, "count", count)
+from vsockfwd.option import Option
 
 
 def _common_flags(

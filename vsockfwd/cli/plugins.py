@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
-
 from vsockfwd.discovery import find_modes
 from vsockfwd.engine.invocation import Invocation
 
@@ -23,8 +20,7 @@ def plugins(invocation: Invocation) -> int:
             }
             for item in found
         ]
-        json.dump(rows, sys.stdout)
-        print()
+        invocation.answer("plugins", plugins=rows)
     else:
         width = max((len(item.name) for item in found), default=0)
         for item in found:

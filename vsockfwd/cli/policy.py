@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated
@@ -100,7 +98,7 @@ def policy(
         asked = _asked(invocation, decided, who, request)
         allowed = any(decision.allowed for decision in asked)
         decisions += asked
-    _show(invocation.json, allowed, who, decided, decisions)
+    _show(invocation, allowed, who, decided, decisions)
     return 0 if allowed else NotAllowed.exit_code
 
 
@@ -173,21 +171,19 @@ def _looked_up(invocation: Invocation, address: Address) -> list[str]:
     return [place.bare().replace("tcp:", f"{address.scheme}:", 1) for place in found]
 
 
-def _show(as_json: bool, allowed: bool, who: Identity, decided: Policy, decisions: list[Decision]) -> None:
+def _show(invocation: Invocation, allowed: bool, who: Identity, decided: Policy, decisions: list[Decision]) -> None:
     limits = decided.limits_of(who)
-    if as_json:
-        answer = {
-            "event": "policy",
-            "allowed": allowed,
-            "decisions": [
+    if invocation.json:
+        invocation.answer(
+            "policy",
+            allowed=allowed,
+            decisions=[
                 {"allowed": one.allowed, "rule": one.rule, "reason": one.reason, "hint": one.hint} for one in decisions
             ],
-            "root": decided.root_of(who),
-            "max_connections": limits.connections,
-            "max_rate": limits.rate,
-        }
-        json.dump(answer, sys.stdout)
-        print()
+            root=decided.root_of(who),
+            max_connections=limits.connections,
+            max_rate=limits.rate,
+        )
         return
     for one in decisions:
         print(f"{'yes' if one.allowed else 'no'}: {one.reason} [{one.rule}]" + (f" – {one.hint}" if one.hint else ""))

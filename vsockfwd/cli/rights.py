@@ -14,10 +14,10 @@ from typing import Annotated, TypeVar
 from vsockfwd.address import VsockAddress, parse_stream
 from vsockfwd.allow import Place, Serve
 from vsockfwd.cli.config_file import load_serve
-from vsockfwd.cli.option import Option
 from vsockfwd.engine.keys import load_key, load_keys
 from vsockfwd.errors import AddressError, UsageError, printable
 from vsockfwd.key import Key, joined
+from vsockfwd.option import Option
 from vsockfwd.policy import Limits, Policy
 
 NONE = "none"

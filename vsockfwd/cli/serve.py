@@ -22,7 +22,6 @@ from vsockfwd.address import (
     parse_target,
 )
 from vsockfwd.cli.metrics import Metrics, metered
-from vsockfwd.cli.option import Option
 from vsockfwd.cli.rights import (
     AllowCid,
     AllowConnect,
@@ -50,6 +49,7 @@ from vsockfwd.errors import NotAllowed, UsageError, VsockfwdError, printable
 from vsockfwd.events import Confined, Listening
 from vsockfwd.identity import CID_ANY, GuestPeer, Identity, NetworkPeer, VsockPeer
 from vsockfwd.key import Key
+from vsockfwd.option import Option
 from vsockfwd.policy import Policy
 from vsockfwd.transport.base import Listener
 from vsockfwd.wire.messages import LISTEN

@@ -156,10 +156,6 @@ def _ask(invocation: Invocation, control: str | None, request: Request) -> Any:
     return answer[0]
 
 
-def _print_json(value: object) -> None:
-    print(msgspec.json.encode(value).decode())
-
-
 def status(
     invocation: Invocation,
     name: Annotated[str | None, typer.Argument(metavar="RULE", help="one rule alone")] = None,
@@ -175,7 +171,7 @@ def status(
         if not rows:
             raise UsageError(f"no rule is called {printable(name)!r}", hint="vsockfwd status lists them")
     if invocation.json:
-        _print_json(rows)
+        invocation.answer("status", rules=rows)
     else:
         for row in rows:
             print(_described(row))
@@ -228,7 +224,7 @@ def add(
             raise UsageError(f"{printable(pair)!r} is no KEY=VALUE", hint="vsockfwd add raw listen=tcp:8080 connect=…")
         table[key] = _value(value)
     row = msgspec.convert(_ask(invocation, control, Request("add", rule=table)), Status)
-    _print_json(row) if invocation.json else print(_described(row))
+    invocation.answer("add", rule=row) if invocation.json else print(_described(row))
     return 0
 
 
@@ -248,7 +244,7 @@ def remove(
 ) -> int:
     """Stop a rule of the running `up`; its connections are reset."""
     removed = _ask(invocation, control, Request("remove", name=name))
-    _print_json(removed) if invocation.json else print(f"removed {printable(removed)}")
+    invocation.answer("remove", name=removed) if invocation.json else print(f"removed {printable(removed)}")
     return 0
 
 
@@ -256,7 +252,7 @@ def reload(invocation: Invocation, control: Control = None) -> int:
     """Have the running `up` read its file again: what changed is applied, the rest lives on."""
     changed = _ask(invocation, control, Request("reload"))
     if invocation.json:
-        _print_json(changed)
+        invocation.answer("reload", **changed)
     else:
         for verb in ("stopped", "started"):
             for name in changed[verb]:

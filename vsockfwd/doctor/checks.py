@@ -22,6 +22,11 @@ from vsockfwd.identity import CID_ANY, CID_HOST
 BUILT = 1_767_225_600
 """Seconds since 1970, the start of 2026: this program is younger, and so is the time."""
 
+WAYS_TO_SET_A_CLOCK = (
+    "timedatectl set-ntp true",
+    "chronyd -q 'refclock PHC /dev/ptp0 poll 0'   # in a guest of KVM, from its host: modprobe ptp_kvm",
+)
+
 VIRTIO_VSOCK = 19
 """The virtio device's number (virtio 1.2, 5.10)."""
 
@@ -334,6 +339,5 @@ def clock(system: System) -> Iterator[Finding]:
         yield fix(
             "clock",
             "the system's clock is behind: certificates are not valid yet, and a copy's times are wrong",
-            "timedatectl set-ntp true",
-            "chronyd -q 'refclock PHC /dev/ptp0 poll 0'   # in a guest of KVM, from its host: modprobe ptp_kvm",
+            *WAYS_TO_SET_A_CLOCK,
         )

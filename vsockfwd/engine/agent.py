@@ -10,6 +10,7 @@ import contextlib
 import functools
 import secrets
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -329,7 +330,7 @@ class Agent:
         token = self._token(TOKEN_LENGTH)
         frame = min(FRAME_LIMIT, greeted.hello.frame)
         modes = {LISTEN: (1,)} | {name: mode.versions for name, mode in self.modes.items()}
-        welcome = Ready(greeted.version, token, frame, modes, str(peer))
+        welcome = Ready(greeted.version, token, frame, modes, str(peer), time.time())
         stopped = True
         try:
             async with trio.open_nursery() as nursery:

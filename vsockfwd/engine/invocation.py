@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import trio
 
 from vsockfwd.address import Address, with_key
@@ -52,6 +53,15 @@ class Invocation:
         target = find_target(text, self.targets() if is_name(text) else {}, port)
         # A forward in the background, and a service, may go to another directory.
         return target if auth_key is None else with_key(target, os.path.abspath(auth_key))
+
+    def answer(self, event: str, **fields: Any) -> None:
+        """Print the object that `--json` promises as a command's answer (docs/json.md): its name, version and fields.
+
+        Text that is not UTF-8 is escaped.
+        """
+        import json  # msgspec's own refuses what is not UTF-8
+
+        print(json.dumps(msgspec.to_builtins({"event": event, "version": 1} | fields), separators=(",", ":")))
 
     def run(
         self,

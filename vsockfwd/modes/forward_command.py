@@ -16,11 +16,13 @@ from vsockfwd.modes.spelling import parse_bind, parse_forward
 from vsockfwd.modes.stdio import join_stdio
 from vsockfwd.plugin import (
     Address,
+    AgentPort,
     Engine,
     Invocation,
     NamedRule,
     Network,
     Rules,
+    SharedKey,
     StreamEnd,
     UsageError,
     Workers,
@@ -63,12 +65,8 @@ def forward(
     stdio: Annotated[
         str | None, typer.Option("-W", metavar="HOST:PORT", help="join standard input and output to it, by the agent")
     ] = None,
-    port: Annotated[
-        int | None, typer.Option("-p", metavar="PORT", help="the agent's port, where it is not 876")
-    ] = None,
-    auth_key: Annotated[
-        str | None, typer.Option("--auth-key", metavar="FILE", help="the key that is shared with the agent")
-    ] = None,
+    port: AgentPort = None,
+    auth_key: SharedKey = None,
     exit_on_failure: Annotated[
         bool, typer.Option("--exit-on-failure", help="end when one of several forwards cannot listen")
     ] = False,

@@ -16,7 +16,18 @@ from vsockfwd.modes.figures import Findings, Throughput
 from vsockfwd.modes.measure import MOST_SECONDS, MOST_SIZE
 from vsockfwd.modes.measuring import AgentFar, Asked, Far, Measuring, RawFar
 from vsockfwd.modes.picture import Look, at_work, picture
-from vsockfwd.plugin import Address, Engine, Invocation, UsageError, VsockfwdError, ignore, open_session, parse_stream
+from vsockfwd.plugin import (
+    Address,
+    AgentPort,
+    Engine,
+    Invocation,
+    SharedKey,
+    UsageError,
+    VsockfwdError,
+    ignore,
+    open_session,
+    parse_stream,
+)
 
 SECONDS = 2.0
 """Seconds of a part: ten in all."""
@@ -65,12 +76,8 @@ def perf(
     no_check: Annotated[
         bool, typer.Option("--no-check", help="do not compare what arrives with what was sent")
     ] = False,
-    port: Annotated[
-        int | None, typer.Option("-p", metavar="PORT", help="the agent's port, where it is not 876")
-    ] = None,
-    auth_key: Annotated[
-        str | None, typer.Option("--auth-key", metavar="FILE", help="the key that is shared with the agent")
-    ] = None,
+    port: AgentPort = None,
+    auth_key: SharedKey = None,
 ) -> int:
     """Measure the way to an agent: throughput, round trips, connections; every byte is checked.
 

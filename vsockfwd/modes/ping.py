@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Annotated
 
 import trio
 import typer
 
-from vsockfwd.plugin import Address, Engine, Invocation, UsageError, open_session
+from vsockfwd.plugin import Address, AgentPort, Engine, Invocation, SharedKey, UsageError, open_session
 
 
 def ping(
@@ -19,12 +17,8 @@ def ping(
     ],
     count: Annotated[int, typer.Option("-c", "--count", metavar="N", help="questions to ask")] = 4,
     interval: Annotated[float, typer.Option("-i", "--interval", metavar="SECONDS", help="time between them")] = 0.2,
-    port: Annotated[
-        int | None, typer.Option("-p", metavar="PORT", help="the agent's port, where it is not 876")
-    ] = None,
-    auth_key: Annotated[
-        str | None, typer.Option("--auth-key", metavar="FILE", help="the key that is shared with the agent")
-    ] = None,
+    port: AgentPort = None,
+    auth_key: SharedKey = None,
 ) -> int:
     """Ask an agent whether it is there: log in, then time some round trips.
 
@@ -32,15 +26,15 @@ def ping(
     """
     if count < 1 or interval < 0:
         raise UsageError("ping asks at least once, at an interval of 0 seconds or more")
-    return invocation.run(_ping, invocation.target(target, port, auth_key), count, interval, invocation.json)
+    return invocation.run(_ping, invocation.target(target, port, auth_key), count, interval, invocation)
 
 
-async def _ping(engine: Engine, target: Address, count: int, interval: float, as_json: bool) -> None:
+async def _ping(engine: Engine, target: Address, count: int, interval: float, invocation: Invocation) -> None:
     began = trio.current_time()
     async with open_session(engine, target) as session:
         ready = await session.login()
         login = trio.current_time() - began
-        if not as_json:
+        if not invocation.json:
             print(f"{session.name}: agent answers, sees us as {ready.seen_as}, login {login * 1e3:.2f} ms")
             print(f"modes: {', '.join(sorted(ready.modes))}", flush=True)
         times = []
@@ -48,19 +42,17 @@ async def _ping(engine: Engine, target: Address, count: int, interval: float, as
             if number:
                 await trio.sleep(interval)
             times.append(await session.ping())
-            if not as_json:
+            if not invocation.json:
                 print(f"round trip {number + 1}: {times[-1] * 1e3:.3f} ms", flush=True)
-    if as_json:
-        answer = {
-            "event": "ping",
-            "target": session.name,
-            "seen_as": ready.seen_as,
-            "modes": sorted(ready.modes),
-            "login_seconds": login,
-            "round_trip_seconds": times,
-        }
-        json.dump(answer, sys.stdout)
-        print()
+    if invocation.json:
+        invocation.answer(
+            "ping",
+            target=session.name,
+            seen_as=ready.seen_as,
+            modes=sorted(ready.modes),
+            login_seconds=login,
+            round_trip_seconds=times,
+        )
     else:
         mean = sum(times) / len(times)
         print(f"least {min(times) * 1e3:.3f} ms, mean {mean * 1e3:.3f} ms, most {max(times) * 1e3:.3f} ms")

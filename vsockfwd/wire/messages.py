@@ -45,13 +45,17 @@ class Auth(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """The agent's welcome: the version chosen, the session's token, what the agent can do and as whom it saw us."""
+    """The agent's welcome: the version chosen, the session's token, what the agent can do and as whom it saw us.
+
+    `clock` is its clock in seconds since 1970; 0: it did not say.
+    """
 
     version: Version
     token: Token
     frame: FrameSize = FRAME_LIMIT
     modes: Annotated[dict[ModeName, Versions], msgspec.Meta(max_length=64)] = {}
     seen_as: Text = ""
+    clock: Annotated[float, msgspec.Meta(ge=0, le=1 << 40)] = 0.0
 
 
 class Open(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ import pytest
 from plugins.copy.tests.world import World
 from vsockfwd.plugin import BadRequest, CannotCreate, NotFound
 from vsockfwd_copy.fs import Asked, What, run
+from vsockfwd.plugin import Invocation, ignore
 from vsockfwd_copy.locations import parse_location
 
 
@@ -24,9 +25,10 @@ class Fs:
 
     async def __call__(self, what: What, *words: str, **flags: bool) -> str:
         """What is printed on standard output; nothing may be on standard error."""
-        unsaid = dict.fromkeys(("long", "recursive", "force", "parents", "json"), False)
+        unsaid = dict.fromkeys(("long", "recursive", "force", "parents"), False)
+        answer = Invocation(ignore, True, 0, dict).answer if flags.pop("json", False) else None
         places = [parse_location(f"[{self.world.address}]:{word[1:]}") for word in words]
-        assert await run(self.world.engine, Asked(what=what, **{**unsaid, **flags}), places) == 0
+        assert await run(self.world.engine, Asked(what=what, answer=answer, **{**unsaid, **flags}), places) == 0
         printed = self.output.readouterr()
         assert printed.err == ""
         return printed.out
@@ -52,6 +54,7 @@ async def test_ls_tells_names_and_walks_when_asked(fs: Fs) -> None:
 
 async def test_json_is_one_object_a_file(fs: Fs) -> None:
     (found,) = map(json.loads, (await fs(What.LS, "@tree/sub", json=True)).splitlines())
+    assert (found["event"], found["version"]) == ("file", 1)
     assert (found["name"], found["kind"], found["size"]) == ("odd\\x0aname", "file", 0)
     assert found["mtime"] == os.stat(fs.world.home / "tree" / "sub" / "odd\nname").st_mtime_ns
 

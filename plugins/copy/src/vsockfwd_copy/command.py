@@ -17,6 +17,7 @@ from vsockfwd.plugin import (
     Address,
     Engine,
     Invocation,
+    SharedKey,
     SomeFailed,
     UsageError,
     VsockfwdError,
@@ -97,9 +98,7 @@ def cp(
         str, Flag("--progress", metavar="auto|json|none", help="bars on a terminal, JSON lines, or neither")
     ] = "auto",
     port: Annotated[str | None, Flag("-p", metavar="PORT", help="the agent's port, where it is not 876")] = None,
-    auth_key: Annotated[
-        str | None, Flag("--auth-key", metavar="FILE", help="the key that is shared with the agent")
-    ] = None,
+    auth_key: SharedKey = None,
 ) -> int:
     """Copy files to or from where an agent runs, verified: vsockfwd cp -r site 3:/srv, vsockfwd cp 3:/etc/hosts .
 

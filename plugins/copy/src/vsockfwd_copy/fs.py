@@ -7,7 +7,7 @@ import functools
 import stat
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Annotated
 
@@ -15,16 +15,17 @@ import msgspec
 import typer
 
 from vsockfwd.plugin import (
+    AgentPort,
     Engine,
     Event,
     Invocation,
     NotFound,
     Problem,
+    SharedKey,
     UsageError,
     VsockfwdError,
     printable,
 )
-from vsockfwd_copy.command import parse_port
 from vsockfwd_copy.locations import Location, parse_location
 from vsockfwd_copy.looking import Space, Status
 from vsockfwd_copy.target import Copied, Target, open_target
@@ -51,7 +52,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     recursive: bool
     force: bool
     parents: bool
-    json: bool
+    answer: Callable[..., None] | None
+    """Where the answer goes as JSON, if it does."""
 
 
 _MEANS = {
@@ -69,24 +71,27 @@ def fs(
     ] = False,
     force: Annotated[bool, typer.Option("-f", "--force", help="rm: what is not there is no error")] = False,
     parents: Annotated[bool, typer.Option("--parents", help="mkdir: make what is missing above it too")] = False,
-    port: Annotated[
-        str | None, typer.Option("-p", metavar="PORT", help="the agent's port, where it is not 876")
-    ] = None,
-    auth_key: Annotated[
-        str | None, typer.Option("--auth-key", metavar="FILE", help="the key that is shared with the agent")
-    ] = None,
+    port: AgentPort = None,
+    auth_key: SharedKey = None,
 ) -> int:
     """Look at files where an agent runs, make directories, remove: vsockfwd fs ls -l 3:/var, vsockfwd fs cat 3:notes.
 
     Locations are those of vsockfwd cp. Symlinks are told and removed as such; stat follows one. With --json each file
     is one JSON object, with its times in nanoseconds.
     """
-    asked = Asked(what=what, long=long, recursive=recursive, force=force, parents=parents, json=invocation.json)
+    asked = Asked(
+        what=what,
+        long=long,
+        recursive=recursive,
+        force=force,
+        parents=parents,
+        answer=invocation.answer if invocation.json else None,
+    )
     for flag, for_what in _MEANS.items():
         if getattr(asked, flag) and what not in for_what:
             raise UsageError(f"--{flag} says nothing to fs {what}")
     read_target = functools.partial(invocation.target, auth_key=auth_key)
-    places = [parse_location(word, parse_port(port), read_target) for word in locations]
+    places = [parse_location(word, port, read_target) for word in locations]
     for word, place in zip(locations, places, strict=True):
         if len(place.targets) != 1:
             raise UsageError(f"{printable(word)}: is not at one target", hint="such as 3:/var/log")
@@ -143,7 +148,7 @@ async def _list(target: Target, asked: Asked, path: bytes, *, several: bool) -> 
     if (await target.stat(path, follow=True)).kind != "directory":
         _tell(asked, path, await target.stat(path, follow=False))
         return
-    if several and not asked.json:
+    if several and asked.answer is None:
         print(f"{printable(path, NAME_LIMIT)}:")
     if not asked.recursive:
         for status in await target.list(path):
@@ -155,8 +160,8 @@ async def _list(target: Target, asked: Asked, path: bytes, *, several: bool) -> 
 
 def _tell(asked: Asked, name: bytes, status: Status) -> None:
     told = printable(name, NAME_LIMIT)
-    if asked.json:
-        print(_as_json(status, told))
+    if asked.answer is not None:
+        asked.answer("file", **_fields(status, told))
     elif asked.long:
         owner = f"{status.user or status.uid} {status.group or status.gid}"
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.mtime / 1e9))
@@ -169,27 +174,25 @@ def _tell(asked: Asked, name: bytes, status: Status) -> None:
         sys.stdout.buffer.write(name + b"\n")
 
 
-def _as_json(status: Status, name: str) -> str:
-    return msgspec.json.encode(
-        {
-            "name": name,
-            "kind": status.kind,
-            "mode": status.mode & 0o7777,
-            "size": status.size,
-            "mtime": status.mtime,
-            "links": status.links,
-            "uid": status.uid,
-            "gid": status.gid,
-            "user": status.user,
-            "group": status.group,
-            "target": printable(status.target, NAME_LIMIT),
-        }
-    ).decode()
+def _fields(status: Status, name: str) -> dict[str, object]:
+    return {
+        "name": name,
+        "kind": status.kind,
+        "mode": status.mode & 0o7777,
+        "size": status.size,
+        "mtime": status.mtime,
+        "links": status.links,
+        "uid": status.uid,
+        "gid": status.gid,
+        "user": status.user,
+        "group": status.group,
+        "target": printable(status.target, NAME_LIMIT),
+    }
 
 
 def _tell_status(asked: Asked, status: Status) -> None:
-    if asked.json:
-        print(_as_json(status, printable(status.name, NAME_LIMIT)))
+    if asked.answer is not None:
+        asked.answer("file", **_fields(status, printable(status.name, NAME_LIMIT)))
         return
     seconds, nanoseconds = divmod(status.mtime, 1_000_000_000)
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) + f".{nanoseconds:09}"
@@ -201,8 +204,8 @@ def _tell_status(asked: Asked, status: Status) -> None:
 
 def _tell_space(asked: Asked, place: Location, space: Space) -> None:
     where = f"{place.targets[0].bare()} {printable(place.path or b'.', NAME_LIMIT)}"
-    if asked.json:
-        print(msgspec.json.encode({"where": where, **msgspec.structs.asdict(space)}).decode())
+    if asked.answer is not None:
+        asked.answer("space", where=where, **msgspec.structs.asdict(space))
         return
     used = space.size - space.free
     percent = 100 * used / space.size if space.size else 0.0

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vsockfwd.plugin import Address, Engine, Invocation, NamedRule, RuleKind, Rules, UsageError
+from vsockfwd.plugin import Address, AgentPort, Engine, Invocation, NamedRule, RuleKind, Rules, SharedKey, UsageError
 from vsockfwd_dgram.client import DATAGRAM, REMOTE_DATAGRAM
 from vsockfwd_dgram.frames import FLOWS_LIMIT
 from vsockfwd_dgram.raw import RAW_DATAGRAM
@@ -28,12 +28,8 @@ def dgram(
         list[str] | None,
         typer.Option("-R", metavar="[BIND:]PORT:HOST:HOSTPORT", help="the agent listens, send on from this machine"),
     ] = None,
-    port: Annotated[
-        int | None, typer.Option("-p", metavar="PORT", help="the agent's port, where it is not 876")
-    ] = None,
-    auth_key: Annotated[
-        str | None, typer.Option("--auth-key", metavar="FILE", help="the key that is shared with the agent")
-    ] = None,
+    port: AgentPort = None,
+    auth_key: SharedKey = None,
     idle: Annotated[
         float, typer.Option("--idle", metavar="SECONDS", help="without a datagram either way, a flow ends")
     ] = IDLE,
