@@ -31,6 +31,7 @@ ModeFrame = range(64, 128)
 """The frame types that belong to a mode, in the body of its streams."""
 
 M = TypeVar("M", bound=msgspec.Struct)
+T = TypeVar("T")
 
 
 class Access(StrEnum):
@@ -80,6 +81,32 @@ class Frame:
 BodyEvent = Data | Ended | Frame
 
 
+class ThreadChannel(Protocol):
+    """What a thread may call of a Channel: it waits until a moment of time.monotonic() at most."""
+
+    def receive(self, until: float) -> BodyEvent | None:
+        """As Channel.receive; None: nothing came by then."""
+        ...
+
+    def receive_into(self, buffer: memoryview, until: float) -> int:
+        """As Channel.receive_into; how many bytes came by then: with the rest of the buffer it goes on from there."""
+        ...
+
+    def send_frames(
+        self,
+        *frames: tuple[int, bytes | bytearray | memoryview],
+        data: bytes | bytearray | memoryview = b"",
+        until: float,
+    ) -> bool:
+        """As Channel.send_frames; False: some of it is left by then. It is for `flush`, before anything else is sent,
+        and is to stay as it is until then."""
+        ...
+
+    def flush(self, until: float) -> bool:
+        """Send what is left; False: still not all of it."""
+        ...
+
+
 class Channel(Protocol):
     """The body of a stream connection between two vsockfwd peers, the same on both sides."""
 
@@ -98,6 +125,18 @@ class Channel(Protocol):
         Raises as `receive` does, and PeerBrokeProtocol where anything else comes.
         """
         ...
+
+    async def in_thread(self, work: Callable[[ThreadChannel], T]) -> T:
+        """Run `work` in a thread, which has one direction to itself meanwhile. Raises what it raises.
+
+        For who works on bulk as it comes, or makes it: in slices of a fraction of a second, since a thread cannot be
+        cancelled. `wait_readable`, `wait_writable`: between two slices, where the first could not go on.
+        """
+        ...
+
+    async def wait_readable(self) -> None: ...
+
+    async def wait_writable(self) -> None: ...
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send bytes of the body, in as many DATA frames as it takes."""

@@ -44,6 +44,7 @@ from vsockfwd.contract import (
     Mode,
     ModeFrame,
     Resource,
+    ThreadChannel,
     package_of,
 )
 from vsockfwd.engine import Engine
@@ -250,6 +251,7 @@ __all__ = [
     "StreamEnd",
     "Summary",
     "TcpAddress",
+    "ThreadChannel",
     "TimedOut",
     "TlsStream",
     "TransportMissing",

@@ -5,19 +5,23 @@ That join is engine/framed.py.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import trio
 
 from vsockfwd.contract import BodyEvent, Data, Ended
 from vsockfwd.engine.framed import Framed
-from vsockfwd.engine.pump import ROUNDS, BufferPool
+from vsockfwd.engine.pump import ROUNDS, Broken, BufferPool
+from vsockfwd.engine.threaded import Threaded, body_event, of_another_length
 from vsockfwd.engine.wired import Wire
-from vsockfwd.errors import Code, LocalProtocolError, PeerBrokeProtocol, VsockfwdError, from_code
+from vsockfwd.errors import Code, VsockfwdError, from_code
 from vsockfwd.events import Outcome
 from vsockfwd.transport.base import Stream
 from vsockfwd.wire.frames import Buffer
-from vsockfwd.wire.stream import Accepted, Refused, Requested, StreamEvent, StreamMachine, WasReset
+from vsockfwd.wire.stream import Refused, StreamEvent, StreamMachine, WasReset
+
+T = TypeVar("T")
 
 COALESCE = 1 << 16
 """Frames up to this size go out together with their neighbours, copied; larger ones by themselves, uncopied."""
@@ -29,6 +33,7 @@ class Link(Wire[StreamEvent]):
     def __init__(self, stream: Stream, machine: StreamMachine, buffers: BufferPool) -> None:
         super().__init__(stream, machine, buffers)
         self.machine = machine
+        self._threaded = Threaded(self)
 
     @property
     def frame_limit(self) -> int:
@@ -43,13 +48,9 @@ class Link(Wire[StreamEvent]):
     async def receive(self) -> BodyEvent:
         """The next event of the body. Raises Reset (or what the peer's code says), Truncated, PeerBrokeProtocol."""
         try:
-            event = await self.next()
+            return body_event(await self.next())
         except EOFError:
             return Ended()
-        if isinstance(event, Requested | Accepted):  # the tables have no row for these in a body
-            raise LocalProtocolError("a body was received before its stream was open")
-        assert not isinstance(event, Refused | WasReset)  # `next` raised what they stand for
-        return event
 
     async def receive_into(self, buffer: memoryview) -> None:
         """Fill a buffer with the next bytes of the body, most of them uncopied. Raises as `receive` does.
@@ -58,16 +59,16 @@ class Link(Wire[StreamEvent]):
         """
         while buffer:
             if self.machine.data_left:  # then no event is in hand: its piece went to the end of what was received
-                size = await self._receive_past(buffer[: self.machine.data_left])
+                size = await self._receive_past(buffer)
             else:
                 event = await self.receive()
                 size = len(event.view) if isinstance(event, Data) else 0
                 if not isinstance(event, Data) or size > len(buffer):
-                    raise _of_another_length()
+                    raise of_another_length()
                 buffer[:size] = event.view
             buffer = buffer[size:]
         if self.machine.data_left:
-            raise _of_another_length()
+            raise of_another_length()
         self.glance()
 
     async def _receive_past(self, buffer: memoryview) -> int:
@@ -77,19 +78,42 @@ class Link(Wire[StreamEvent]):
             await trio.lowlevel.checkpoint()
         while True:
             try:
-                if self._emptied:
-                    raise BlockingIOError
-                size = self._receive_into(buffer)
+                return self.try_receive_past(buffer)
             except BlockingIOError:
-                self._emptied = False
                 self._rounds = 0
                 await self.wait_readable()
-                continue
-            except VsockfwdError as error:
-                raise self._finish(error) from None
-            self._emptied = self.stream.empties and size < len(buffer)
-            self.machine.took(size)
-            return size
+
+    def try_receive_past(self, buffer: memoryview) -> int:
+        """Receive bytes of the DATA frame at hand past the machine; how many. Raises as `try_next`."""
+        buffer = buffer[: self.machine.data_left]
+        if self._emptied:
+            self._emptied = False
+            raise BlockingIOError
+        try:
+            size = self._receive_into(buffer)
+        except VsockfwdError as error:
+            raise self._finish(error) from None
+        self._emptied = self.stream.empties and size < len(buffer)
+        self.machine.took(size)
+        return size
+
+    async def in_thread(self, work: Callable[[Threaded], T]) -> T:
+        """Run `work` in a thread, with the calls that it may make there. Raises what it raises.
+
+        It is for a while of a fraction of a second: who is cancelled waits for its end.
+        """
+        self.thread_begins()
+        try:
+            return await trio.to_thread.run_sync(work, self._threaded)
+        except Broken as error:
+            broken = error
+        finally:
+            self.thread_ended()
+        raise await self.reason_for(broken) from None
+
+    async def wait_writable(self) -> None:
+        """Wait until something may be sent."""
+        await self.stream.wait_writable()
 
     async def send(self, data: Buffer) -> None:
         """Send bytes of the body. Raises the peer's reason where it gave one, Reset otherwise."""
@@ -168,7 +192,3 @@ class Link(Wire[StreamEvent]):
             return await framed.run(idle, half_open)
         finally:
             live.discard(framed)
-
-
-def _of_another_length() -> PeerBrokeProtocol:
-    return PeerBrokeProtocol("the peer announced bytes of another length than it sent")

@@ -104,12 +104,18 @@ class BufferPool:
 
     def borrow(self) -> memoryview:
         """A buffer with any content: `size` bytes, or SMALL_SIZE where many are lent."""
-        if self._large:
+        # Threads borrow too (engine/threaded.py): what is there is taken, not looked at first.
+        try:
             return self._large.pop()
+        except IndexError:
+            pass
         if self._made < LARGE_BUFFERS:
             self._made += 1
             return memoryview(mmap.mmap(-1, self.size))
-        return self._small.pop() if self._small else memoryview(mmap.mmap(-1, min(SMALL_SIZE, self.size)))
+        try:
+            return self._small.pop()
+        except IndexError:
+            return memoryview(mmap.mmap(-1, min(SMALL_SIZE, self.size)))
 
     def give_back(self, buffer: memoryview) -> None:
         """The end of a loan."""

@@ -7,6 +7,8 @@ then closes, since closing over unread bytes would tear the frame out of the pee
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
@@ -65,6 +67,9 @@ class Wire(Generic[E]):
         self._left = b""
         """What `try_write` has taken and the stream has not."""
         self._rounds = self._taken = 0
+        self._threads = 0
+        """How many threads are at work on the stream: it is closed when none is, since its number is another's then."""
+        self._closing = False
 
     def feed(self, data: bytes) -> None:
         """Hand over bytes that were read before there was a link; errors in them come out of `next`."""
@@ -132,7 +137,8 @@ class Wire(Generic[E]):
         """Keep the end; the first one stands."""
         if self._end is None:
             self._end = end
-            self._ended.set()
+            if not self._threads:
+                self._ended.set()
         return self._end
 
     def glance(self) -> None:
@@ -249,13 +255,46 @@ class Wire(Generic[E]):
         self._finish(reason)
         if self.abandoned is not None:
             self.abandoned()
-        self.stream.close()
+        if self._threads:
+            self._stop_threads()
+        else:
+            self.stream.close()
 
     def close(self) -> None:
         """Close at once."""
+        if self._threads:
+            self._stop_threads()
+            return
         self._pending = iter(())
         self.read_no_more()
         self.stream.close()
+
+    # --- threads at work (engine/threaded.py)
+
+    def _stop_threads(self) -> None:
+        """Have them find the stream at its end; the last closes it."""
+        self._closing = True
+        if self.stream.sock is not None:
+            with contextlib.suppress(OSError):
+                self.stream.sock.shutdown(socket.SHUT_RDWR)
+
+    def thread_begins(self) -> None:
+        """From now on a thread is at work in one direction."""
+        self._threads += 1
+
+    def thread_ended(self) -> None:
+        """It is no more: what it found out is told to who waits, which is for trio's own thread to do."""
+        self._threads -= 1
+        if not self._threads:
+            if self._end is not None:
+                self._ended.set()
+            if self._closing:
+                self.close()
+
+    def take_left(self) -> bytes:
+        """What `try_write` has taken and the stream has not, for who sends it now."""
+        left, self._left = self._left, b""
+        return left
 
     async def aclose(self) -> None:
         """Close, then let others run."""
@@ -269,6 +308,11 @@ def _gather(stream: Stream, views: list[memoryview]) -> list[memoryview]:
         sent = stream.try_send_parts(views)
     except BlockingIOError:
         return views
+    return past(views, sent)
+
+
+def past(views: list[memoryview], sent: int) -> list[memoryview]:
+    """What is left of pieces of which so many bytes were sent."""
     left = []
     for view in views:
         if sent < len(view):

@@ -10,9 +10,8 @@ import sys
 import pytest
 
 from plugins.copy.tests.world import World
-from vsockfwd.plugin import BadRequest, CannotCreate, NotFound
+from vsockfwd.plugin import BadRequest, CannotCreate, Invocation, NotFound, ignore
 from vsockfwd_copy.fs import Asked, What, run
-from vsockfwd.plugin import Invocation, ignore
 from vsockfwd_copy.locations import parse_location
 
 

@@ -105,6 +105,11 @@ class Answers:
     at_work: tuple[int, bytes, int, int] | None = None
     """Number, title, position and size of the large file at work."""
 
+    @property
+    def awaited(self) -> int:
+        """How many of these the sender may be waiting for."""
+        return len(self.wants) + len(self.blocks) + len(self.results)
+
 
 class Ground:
     """One landing's place, options and descriptors, and the answers that were not taken yet."""

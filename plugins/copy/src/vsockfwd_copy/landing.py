@@ -73,6 +73,11 @@ class Landing:
         """Whether there is more to be told of what stands there."""
         return self._arrivals.comparing
 
+    @property
+    def answers(self) -> Answers:
+        """What there is to tell so far."""
+        return self._ground.answers
+
     def take_answers(self) -> Answers:
         """What there is to tell since the last time."""
         answers, self._ground.answers = self._ground.answers, Answers()

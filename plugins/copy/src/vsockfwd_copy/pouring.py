@@ -54,7 +54,8 @@ class Pouring:
         """Announced and not written, in order."""
         self._position = 0
         self._digest = FileDigest(algorithm)
-        self._answers = Answers()
+        self.answers = Answers()
+        """What there is to tell so far."""
         self._names: dict[int, bytes] = {}
 
     def compare_some(self) -> None:
@@ -62,7 +63,7 @@ class Pouring:
 
     def take_answers(self) -> Answers:
         """What there is to tell since the last time."""
-        answers, self._answers = self._answers, Answers()
+        answers, self.answers = self.answers, Answers()
         return answers
 
     def finish(self) -> None:
@@ -80,15 +81,15 @@ class Pouring:
             if isinstance(entry, Enter | Leave):
                 raise PeerBrokeProtocol("the sender sent a directory, which was not asked for")
             word = self._expected.word(entry)
-            self._answers.announced += 1
+            self.answers.announced += 1
             if isinstance(entry, Lost):
-                self._answers.outcomes.append(Outcome(word, failure=entry.failure))
+                self.answers.outcomes.append(Outcome(word, failure=entry.failure))
             elif isinstance(entry, Small | Large):
                 self._names[number] = word
                 self._waiting.append((number, entry))
-                self._answers.announced_bytes += entry.size if isinstance(entry, Large) else len(entry.content)
+                self.answers.announced_bytes += entry.size if isinstance(entry, Large) else len(entry.content)
                 if isinstance(entry, Large):
-                    self._answers.wants.append(Want(number, [Range(0, entry.size)]))
+                    self.answers.wants.append(Want(number, [Range(0, entry.size)]))
             else:
                 self._answer(number, 0, failure_of(BadRequest("is no regular file, which is what stdout takes")))
         self._write_small()
@@ -145,10 +146,10 @@ class Pouring:
         self._position += piece.length
 
     def _write(self, data: memoryview) -> None:
-        self._answers.moved += len(data)
+        self.answers.moved += len(data)
         while data:
             data = data[os.write(self._fd, data) :]
 
     def _answer(self, number: int, size: int, failure: Failure | None = None) -> None:
-        self._answers.results.append(Result(number, failure, Done.NEW))
-        self._answers.outcomes.append(Outcome(self._names.pop(number, b""), size, True, failure))
+        self.answers.results.append(Result(number, failure, Done.NEW))
+        self.answers.outcomes.append(Outcome(self._names.pop(number, b""), size, True, failure))

@@ -1,19 +1,20 @@
 """The receiver's end of a copy, over a channel: announcements and data in, wants and results out.
 
-The thing to understand first: two tasks. One hears the sender and collects data into buffers; the other takes
-whatever has been collected to a thread, all of it in one hop, and then answers. The buffers are the bound between them.
+The thing to understand first: one loop, in slices. A thread receives, verifies and writes for a while, all by itself;
+then what has come of it is told, and the thread goes on, or somebody waits for the sender. What comes meanwhile stands
+in the socket.
 """
 
 from __future__ import annotations
 
 import mmap
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import trio
 
-from vsockfwd.plugin import Channel, Data, Ended, Frame, PeerBrokeProtocol, the_one
+from vsockfwd.plugin import BodyEvent, Channel, Data, Ended, PeerBrokeProtocol, ThreadChannel
 from vsockfwd_copy.account import Account
 from vsockfwd_copy.ground import Answers
 from vsockfwd_copy.messages import (
@@ -36,8 +37,11 @@ from vsockfwd_copy.messages import (
     encode,
 )
 
-BUFFERS = 8
-"""Chunks in hand: while some are being written in one hop to a thread, others are being filled."""
+SLICE = 0.05
+"""Seconds that a thread works before the sender and the account are told of it."""
+
+PATIENCE = 0.01
+"""Seconds that a thread waits for more, before a task does: a stream of bulk comes with shorter pauses."""
 
 PROGRESS_INTERVAL = 0.1
 """Seconds between two words about a large file's progress."""
@@ -55,24 +59,14 @@ NO_DATA = memoryview(b"")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """Something to be done in a thread: a batch still encoded, or a piece with its data, which stands in `buffer`."""
-
-    what: bytes | Piece | None
-    kind: int = Kind.ENTRIES
-    data: memoryview = NO_DATA
-    buffer: memoryview | None = None
-
-
-_COMPARE = _Job(None)
-
-
 class Sink(Protocol):
     """Where a sender's entries and data go: into files (landing.py) or out of a pipe (pouring.py)."""
 
     @property
     def comparing(self) -> bool: ...
+
+    @property
+    def answers(self) -> Answers: ...
 
     def announce(self, batch: Entries) -> None: ...
 
@@ -95,10 +89,7 @@ async def receive(channel: Channel, landing: Sink, account: Account) -> None:
     """
     if channel.frame_limit < FRAME_NEEDED:
         raise PeerBrokeProtocol(f"the peer takes frames of {channel.frame_limit} bytes, a copy needs {FRAME_NEEDED}")
-    try:
-        await _Receiving(channel, landing, account).run()
-    except BaseExceptionGroup as group:
-        raise the_one(group) from None
+    await _Receiving(channel, landing, account).run()
 
 
 class _Receiving:
@@ -111,79 +102,71 @@ class _Receiving:
         self.moved = 0
         """Bytes written that the sender was not told of yet."""
         self.told = 0.0
-        self.give_back, self.buffers = trio.open_memory_channel[memoryview](BUFFERS)
-        for _ in range(BUFFERS):
-            self.give_back.send_nowait(memoryview(mmap.mmap(-1, CHUNK_LIMIT)))
+        self.buffer = memoryview(mmap.mmap(-1, CHUNK_LIMIT))  # which costs nothing before it is used
+        self.chunk: Chunk | None = None
+        """The one whose data comes, and how much of it stands in the buffer."""
+        self.filled = 0
+        self.over = False
 
     async def run(self) -> None:
-        put, take = trio.open_memory_channel[_Job](BUFFERS)
-        with put, take, self.give_back, self.buffers:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._land, take)
-                await self._hear(put)
-                put.close()  # here only: an end that was not reached must not look like one
-
-    # --- what comes in
-
-    async def _hear(self, put: trio.MemorySendChannel[_Job]) -> None:
-        while not isinstance(event := await self.channel.receive(), Ended):
-            if isinstance(event, Data):
-                raise PeerBrokeProtocol("the sender sent data that belongs to no file")
-            await put.send(await self._job(event))
-
-    async def _job(self, frame: Frame) -> _Job:
-        if frame.kind in (Kind.ENTRIES, Kind.CONTENTS):
-            return _Job(bytes(frame.payload), frame.kind)
-        if frame.kind == Kind.CHUNK:
-            return await self._collect(decode(frame.payload, Chunk))
-        if frame.kind not in _PIECES:
-            raise PeerBrokeProtocol(f"the sender sent a frame of type {frame.kind}")
-        return _Job(decode(frame.payload, _PIECES[frame.kind]))
-
-    async def _collect(self, chunk: Chunk) -> _Job:
-        """The data that follows a chunk's announcement, in a buffer of ours."""
-        buffer = await self.buffers.receive()
-        data = buffer[: chunk.length]
-        await self.channel.receive_into(data)
-        return _Job(chunk, data=data, buffer=buffer)
-
-    # --- what is done with it
-
-    async def _land(self, take: trio.MemoryReceiveChannel[_Job]) -> None:
-        while jobs := await self._next_jobs(take):
-            answers = await trio.to_thread.run_sync(self._work, jobs)
-            for job in jobs:
-                if job.buffer is not None:
-                    self.give_back.send_nowait(job.buffer)
+        while not self.over:
+            waits = await self.channel.in_thread(self._work)
+            answers = self.landing.take_answers()
             self._tell_account(answers)
             await self._tell_sender(answers)
+            if waits:
+                await self.channel.wait_readable()
         self.landing.finish()
         await self.channel.send_end()
 
-    async def _next_jobs(self, take: trio.MemoryReceiveChannel[_Job]) -> list[_Job]:
-        """What has come; a job that is none while there is comparing to do, and nothing at the end."""
-        jobs: list[_Job] = []
-        try:
-            if not self.landing.comparing:
-                jobs.append(await take.receive())
-            while True:
-                jobs.append(take.receive_nowait())
-        except trio.WouldBlock:
-            return jobs or [_COMPARE]
-        except trio.EndOfChannel:
-            return jobs
+    # --- in a thread
 
-    def _work(self, jobs: list[_Job]) -> Answers:
-        for job in jobs:
-            if isinstance(job.what, bytes) and job.kind == Kind.ENTRIES:
-                self.landing.announce(decode(job.what, Entries))
-            elif isinstance(job.what, bytes):
-                self.landing.receive_contents(decode(job.what, Contents))
-            elif job.what is not None:
-                self.landing.receive(job.what, job.data)
-        if self.landing.comparing:
-            self.landing.compare_some()
-        return self.landing.take_answers()
+    def _work(self, channel: ThreadChannel) -> bool:
+        """Take in what comes, for a slice of time; whether to wait for more."""
+        now = time.monotonic()
+        end = now + SLICE
+        while not self.over and now < end and self.landing.answers.awaited < ANSWERS_IN_A_FRAME:
+            waits = self.landing.comparing or self.landing.answers.awaited  # who waits for us goes first
+            taken = self._take(channel, now if waits else min(now + PATIENCE, end))
+            if self.landing.comparing:
+                self.landing.compare_some()
+            elif not taken:
+                return True
+            now = time.monotonic()
+        return False
+
+    def _take(self, channel: ThreadChannel, until: float) -> bool:
+        """Take in one thing, the data of a chunk with it; False: it has not come, or not all of it, by then."""
+        if self.chunk is None:
+            event = channel.receive(until)
+            if event is None:
+                return False
+            self._meet(event)
+        if self.chunk is not None:
+            self.filled += channel.receive_into(self.buffer[self.filled : self.chunk.length], until)
+            if self.filled < self.chunk.length:
+                return False
+            chunk, self.chunk = self.chunk, None
+            self.landing.receive(chunk, self.buffer[: chunk.length])
+        return True
+
+    def _meet(self, event: BodyEvent) -> None:
+        if isinstance(event, Data):
+            raise PeerBrokeProtocol("the sender sent data that belongs to no file")
+        if isinstance(event, Ended):
+            self.over = True
+        elif event.kind == Kind.ENTRIES:
+            self.landing.announce(decode(event.payload, Entries))
+        elif event.kind == Kind.CONTENTS:
+            self.landing.receive_contents(decode(event.payload, Contents))
+        elif event.kind == Kind.CHUNK:
+            self.chunk, self.filled = decode(event.payload, Chunk), 0
+        elif event.kind in _PIECES:
+            self.landing.receive(decode(event.payload, _PIECES[event.kind]), NO_DATA)
+        else:
+            raise PeerBrokeProtocol(f"the sender sent a frame of type {event.kind}")
+
+    # --- what is told
 
     def _tell_account(self, answers: Answers) -> None:
         self.account.plan(answers.announced, answers.announced_bytes)

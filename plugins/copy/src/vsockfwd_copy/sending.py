@@ -1,25 +1,29 @@
 """The sender's end of a copy, over a channel: announcements and data out, wants and results in.
 
-The thing to understand first: three tasks. One produces, in a thread, while another sends what was produced before
-it, and the third hears the receiver. Announcing goes on as long as the window has room; data goes out for what was
-wanted meanwhile, so that nothing waits for an answer but the end.
+The thing to understand first: two tasks. One says and one hears. Announcing goes on as long as the window has room;
+data goes out for what was wanted meanwhile, so that nothing waits for an answer but the end. A large file is read and
+sent by a thread, in slices of time.
 """
 
 from __future__ import annotations
 
 import mmap
+import time
 from collections import deque
+from collections.abc import Callable
+from enum import Enum
 
 import msgspec
 import trio
 
-from vsockfwd.plugin import Channel, Data, Ended, PeerBrokeProtocol, VsockfwdError, the_one
+from vsockfwd.plugin import Channel, Data, Ended, PeerBrokeProtocol, ThreadChannel, VsockfwdError, the_one
 from vsockfwd_copy.account import Account, Outcome
 from vsockfwd_copy.attributes import NOTHING_LOST, Loss
 from vsockfwd_copy.messages import (
     BATCH_LIMIT,
     BLOCK,
     BROKEN_OFF,
+    CHUNK_LIMIT,
     FRAME_NEEDED,
     SMALL_LIMIT,
     WINDOW,
@@ -50,14 +54,17 @@ from vsockfwd_copy.messages import (
     failure_of,
 )
 from vsockfwd_copy.options import SendOptions
-from vsockfwd_copy.reading import Comparison, FlowReading, Reading
+from vsockfwd_copy.reading import NOTHING, Comparison, FlowReading, Reading
 from vsockfwd_copy.walking import Item, Offer, Tree
 
-READ_SIZE = 4 << 20
-"""Bytes that one hop to a thread reads: a hop costs as much as reading a good part of a mebibyte."""
+READ_SIZE = CHUNK_LIMIT
+"""Bytes that are read, and then sent: what the processor's cache holds."""
 
-BUFFERS = 3
-"""One being read into, one on its way, one between."""
+SLICE = 0.05
+"""Seconds that a thread reads and sends before the account is told of it."""
+
+PATIENCE = 0.01
+"""Seconds that a thread waits for room, before a task does."""
 
 _KINDS: dict[type[Piece], Kind] = {
     Chunk: Kind.CHUNK,
@@ -71,8 +78,6 @@ RATE_PIECES = 8
 """Pieces a second into which a limited rate is cut."""
 
 SMALLEST_PIECE = 2 * BLOCK
-
-Outgoing = list[tuple[Piece, memoryview]] | Entries | Contents
 
 
 async def send(channel: Channel, tree: Tree, options: SendOptions, account: Account) -> None:
@@ -93,6 +98,7 @@ class Pace:
 
     def __init__(self, rate: int) -> None:
         self._rate = rate
+        self.limited = bool(rate)
         self._due = 0.0
         self.piece = min(READ_SIZE, max(rate // RATE_PIECES, SMALLEST_PIECE)) if rate else READ_SIZE
         """Bytes to read at once."""
@@ -102,6 +108,63 @@ class Pace:
         if self._rate:
             self._due = max(self._due, trio.current_time()) + size / self._rate
             await trio.sleep_until(self._due)
+
+
+class _Needs(Enum):
+    """What a file needs before more of it can be sent."""
+
+    ROOM = 1
+    """The receiver takes no more for now."""
+    NEWS = 2
+    """It has to tell more of what stands there."""
+    TURN = 3
+    """Others have theirs first."""
+
+
+class _Data:
+    """A Large file's data on its way out, in a thread: read, then sent, a buffer at a time."""
+
+    def __init__(
+        self, number: int, reading: Reading, wanted: Callable[[], bool], buffer: memoryview, *, limited: bool
+    ) -> None:
+        """`wanted`: whether the receiver needs more of it still; `limited`: its rate is, so a buffer will do."""
+        self._number = number
+        self._wanted = wanted
+        self._reading = reading
+        self._buffer = buffer
+        self._pieces: deque[tuple[Piece, memoryview]] = deque()
+        self._slice = 0.0 if limited else SLICE
+        self.carried = 0
+        """Bytes of content that were sent."""
+        self.sent = False
+
+    def send_some(self, channel: ThreadChannel) -> _Needs:
+        """For a slice of time, or until it is sent."""
+        end = time.monotonic() + self._slice
+        patience = end + PATIENCE
+        while True:
+            if not channel.flush(patience):
+                return _Needs.ROOM
+            if not self._pieces:
+                if self._reading.over:
+                    self.sent = True
+                    return _Needs.TURN
+                if time.monotonic() >= end and self.carried:
+                    return _Needs.TURN
+                if self._wanted():
+                    self._pieces += self._reading.read(self._buffer)
+                else:
+                    self._pieces.append((GiveUp(self._number, BROKEN_OFF), NOTHING))
+                    self._reading.over = True
+                if not self._pieces:
+                    return _Needs.NEWS
+            frames: list[tuple[int, bytes]] = []
+            data = NOTHING
+            while self._pieces and not data:
+                piece, data = self._pieces.popleft()
+                frames.append((_KINDS[type(piece)], encode(piece)))
+            self.carried += len(data)
+            channel.send_frames(*frames, data=data, until=patience)
 
 
 class _Sending:
@@ -125,46 +188,33 @@ class _Sending:
         """What the receiver tells of those that it compares."""
         self.news = trio.Event()
         self.complete = False
+        self.buffer = memoryview(mmap.mmap(-1, READ_SIZE))  # which costs nothing before it is used
 
     async def run(self) -> None:
-        put, take = trio.open_memory_channel[tuple[Outgoing, memoryview | None]](1)
-        give_back, buffers = trio.open_memory_channel[memoryview](BUFFERS)
-        for _ in range(BUFFERS):
-            give_back.send_nowait(memoryview(mmap.mmap(-1, READ_SIZE)))  # which costs nothing before it is used
-        with put, take, give_back, buffers:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._hear)
-                nursery.start_soon(self._produce, put, buffers)
-                async for outgoing, buffer in take:
-                    await self._send(outgoing)
-                    if buffer is not None:
-                        give_back.send_nowait(buffer)
-                self.complete = True
-                await self.channel.send_end()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._hear)
+            await self._say()
+            self.complete = True
+            await self.channel.send_end()
 
     # --- what goes out
 
-    async def _produce(
-        self,
-        put: trio.MemorySendChannel[tuple[Outgoing, memoryview | None]],
-        buffers: trio.MemoryReceiveChannel[memoryview],
-    ) -> None:
-        """Announce while there is room, read what is wanted, until everything is answered."""
+    async def _say(self) -> None:
+        """Announce while there is room, send what is wanted, until everything is answered."""
         walking = True
         while walking or self.offers:
             if walking and self.files < WINDOW:
                 items = await trio.to_thread.run_sync(self.tree.batch)
                 walking = bool(items)
                 if items:
-                    await put.send((self._announce(items), None))
+                    await self._send(Kind.ENTRIES, encode(self._announce(items)))
             elif self.wanted and self._is_whole(self.wanted[0]):
-                await put.send((await self._read_small(), None))
+                await self._send(Kind.CONTENTS, encode(await self._read_small()))
             elif self.wanted:
-                await self._produce_file(self.wanted.popleft(), put, buffers)
+                await self._send_file(self.wanted.popleft())
             else:
                 self.news = trio.Event()
                 await self.news.wait()
-        put.close()  # here only: an end that was not reached must not look like one
 
     def _announce(self, items: list[Item]) -> Entries:
         first, files, size = self.next, 0, 0
@@ -222,60 +272,47 @@ class _Sending:
             contents.files.append(Content(want.file, b"" if same else content, digest, same))
         return contents
 
-    async def _produce_file(
-        self,
-        want: Want,
-        put: trio.MemorySendChannel[tuple[Outgoing, memoryview | None]],
-        buffers: trio.MemoryReceiveChannel[memoryview],
-    ) -> None:
+    async def _send_file(self, want: Want) -> None:
         offer = self.offers.get(want.file)
         if offer is None:
             return
-        reading: Reading | FlowReading
         if offer.flow is not None:
-            reading = FlowReading(want.file, offer.flow, self.algorithm)
-        else:
-            comparison = self.comparisons.get(want.file)
-            reading = Reading(self.tree, want.file, offer, want.ranges, comparison, self.algorithm)
+            await self._send_flow(want.file, offer, offer.flow)
+            return
+        reading = Reading(self.tree, want.file, offer, want.ranges, self.comparisons.get(want.file), self.algorithm)
+        buffer = self.buffer[: self.pace.piece]
+        data = _Data(want.file, reading, lambda: want.file in self.offers, buffer, limited=self.pace.limited)
         try:
-            while not reading.over:
-                buffer = await buffers.receive()
-                if want.file not in self.offers:  # the receiver needs no more of it
-                    await put.send(([(GiveUp(want.file, BROKEN_OFF), buffer[:0])], buffer))
-                    return
-                pieces = await self._read(reading, buffer[: self.pace.piece])
-                await put.send((pieces, buffer))
-                if isinstance(reading, FlowReading) and want.file in self.offers:
-                    self.offers[want.file] = msgspec.structs.replace(offer, size=reading.size)
+            while not data.sent:
+                news = self.news = trio.Event()
+                needs = await self.channel.in_thread(data.send_some)
+                self.account.carried += data.carried
+                await self.pace.sent(data.carried)
+                data.carried = 0
+                if needs is _Needs.ROOM:
+                    await self.channel.wait_writable()
+                elif needs is _Needs.NEWS:
+                    await news.wait()
         finally:
             reading.close()
 
-    async def _read(self, reading: Reading | FlowReading, buffer: memoryview) -> Outgoing:
-        while True:
-            news = self.news = trio.Event()
+    async def _send_flow(self, number: int, offer: Offer, fd: int) -> None:
+        flow = FlowReading(number, fd, self.algorithm)
+        while not flow.over:
+            if number not in self.offers:
+                await self._send(Kind.GIVE_UP, encode(GiveUp(number, BROKEN_OFF)))
+                return
             # Who waits for a terminal's next word must be able to stop; the thread ends with the process then.
-            pieces = await trio.to_thread.run_sync(reading.read, buffer, abandon_on_cancel=reading.blocking)
-            if pieces:
-                return pieces
-            await news.wait()
+            buffer = self.buffer[: self.pace.piece]
+            ((piece, data),) = await trio.to_thread.run_sync(flow.read, buffer, abandon_on_cancel=True)
+            await self._send(_KINDS[type(piece)], encode(piece), data)
+            self.account.carried += len(data)
+            if number in self.offers:
+                self.offers[number] = msgspec.structs.replace(offer, size=flow.size)
 
-    async def _send(self, outgoing: Outgoing) -> None:
-        if isinstance(outgoing, Entries | Contents):
-            payload = encode(outgoing)
-            kind = Kind.ENTRIES if isinstance(outgoing, Entries) else Kind.CONTENTS
-            await self.channel.send_frames((kind, payload))
-            await self.pace.sent(len(payload))
-            return
-        frames: list[tuple[int, bytes]] = []
-        for piece, data in outgoing:
-            frames.append((_KINDS[type(piece)], encode(piece)))
-            if data:
-                await self.channel.send_frames(*frames, data=data)
-                self.account.carried += len(data)
-                await self.pace.sent(len(data))
-                frames.clear()
-        if frames:
-            await self.channel.send_frames(*frames)
+    async def _send(self, kind: Kind, payload: bytes, data: memoryview = NOTHING) -> None:
+        await self.channel.send_frames((kind, payload), data=data)
+        await self.pace.sent(len(data) or len(payload))
 
     # --- what comes back
 
