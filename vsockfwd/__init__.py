@@ -21,6 +21,7 @@ To change …                                                     open …
   how fast bytes move, how an end or a cut is passed on           engine/pump.py, engine/relay.py (plain streams)
   … without a task for each; alone in a process                   engine/poll.py; engine/alone.py
   … and between two vsockfwd peers                                engine/link.py, control_link.py, on wired.py
+  … from or to a thread that works on them                        engine/threaded.py
   logging in, staying alive                                       engine/session.py (client), engine/agent.py (server)
   … what was accepted, until it says what it wants                engine/reception.py
   listening at the agent's for a client                           engine/listening.py (agent's), incoming.py (client's)
@@ -39,8 +40,8 @@ To change …                                                     open …
   copy, relay, dgram                                              plugins/, a distribution each
 
 Arrows of import point one way: cli → modes, report, demo, doctor, bootstrap → plugin, discovery → engine → transport,
-wire → guests → policy, config → contract → allow → rule → address, events → identity, service, key → errors. `make
-check` holds the code to it.
+wire → guests → policy, config → contract → allow → rule → address, events → identity, service, key, option → errors.
+`make check` holds the code to it.
 """
 
 __version__ = "0.1.0"

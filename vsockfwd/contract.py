@@ -89,7 +89,11 @@ class ThreadChannel(Protocol):
         ...
 
     def receive_into(self, buffer: memoryview, until: float) -> int:
-        """As Channel.receive_into; how many bytes came by then: with the rest of the buffer it goes on from there."""
+        """Fill a buffer with the next bytes of the body, which have to come in pieces that end with it.
+
+        Returns how many bytes came by then: with the rest of the buffer it goes on there. Raises as `receive` does,
+        and PeerBrokeProtocol where anything else comes.
+        """
         ...
 
     def send_frames(
@@ -117,13 +121,6 @@ class Channel(Protocol):
 
     async def receive(self) -> BodyEvent:
         """The next event. Raises Reset (or what the peer's code says), Truncated when the stream ends without END."""
-        ...
-
-    async def receive_into(self, buffer: memoryview) -> None:
-        """Fill a buffer with the next bytes of the body, which have to come in pieces that end with it.
-
-        Raises as `receive` does, and PeerBrokeProtocol where anything else comes.
-        """
         ...
 
     async def in_thread(self, work: Callable[[ThreadChannel], T]) -> T:

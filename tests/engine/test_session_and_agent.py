@@ -23,7 +23,6 @@ from vsockfwd.engine.session import Session, open_session
 from vsockfwd.errors import (
     BadRequest,
     Code,
-    Gone,
     Internal,
     NoSuchMode,
     NotAllowed,
@@ -47,7 +46,7 @@ from vsockfwd.transport.memory import memory_pair
 from vsockfwd.transport.unix import FEATURES, credentials
 from vsockfwd.wire.frames import AGENT_PREFACE, CLIENT_PREFACE, HEADER, FrameType, pack
 from vsockfwd.wire.machine import Role, State
-from vsockfwd.wire.messages import Failure, Hello, encode
+from vsockfwd.wire.messages import Hello, encode
 from vsockfwd.wire.stream import StreamMachine
 
 
@@ -545,66 +544,6 @@ async def test_a_link_that_was_closed_says_so_to_who_reads_on():
         link.close()
         with pytest.raises(VsockfwdError):
             await link.receive()
-
-
-def _open_link() -> tuple[Link, Stream]:
-    near, far = memory_pair()
-    machine = StreamMachine(Role.CLIENT)
-    machine.ours = machine.theirs = State.OPEN
-    machine.parser.limit = machine.frame_limit
-    far.try_send(AGENT_PREFACE)
-    return Link(near, machine, BufferPool()), far
-
-
-@pytest.mark.parametrize("cut", [1, 7, 9, 4096, 5000, 100_000])
-async def test_a_buffers_bytes_arrive_in_order_wherever_frames_and_receives_were_cut(cut: int):
-    link, far = _open_link()
-    data = bytes(number * 7 % 251 for number in range(20_000))
-    body = b"".join(pack(FrameType.DATA, data[at : at + 9_000]) for at in range(0, len(data), 9_000))
-    sent = 2 * (pack(64, b"first") + body) + pack(FrameType.END)
-
-    async def trickle() -> None:
-        for at in range(0, len(sent), cut):
-            await far.send_all(sent[at : at + cut])
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(trickle)
-        for _ in range(2):
-            assert bytes((await link.receive()).payload) == b"first"  # type: ignore[union-attr]
-            buffer = bytearray(len(data))
-            await link.receive_into(memoryview(buffer))
-            assert buffer == data
-        assert isinstance(await link.receive(), Ended)
-    assert link.machine.received == 2 * len(data)
-    link.close()
-    far.close()
-
-
-@pytest.mark.parametrize(
-    ("sent", "error"),
-    [
-        (pack(FrameType.DATA, bytes(10))[:-4], Truncated),
-        (pack(FrameType.DATA, bytes(6)) + pack(64, b"frame"), PeerBrokeProtocol),
-        (pack(FrameType.DATA, bytes(6)) + pack(FrameType.END), PeerBrokeProtocol),
-        (pack(FrameType.DATA, bytes(11)), PeerBrokeProtocol),
-        (HEADER.pack(FrameType.DATA, 0, 0, 11) + bytes(10), PeerBrokeProtocol),
-        (pack(FrameType.DATA, bytes(6)) + pack(FrameType.RESET, encode(Failure("gone")), Code.GONE), Gone),
-    ],
-)
-async def test_a_buffer_that_is_not_filled_as_announced_is_never_taken_for_full(sent: bytes, error: type[Exception]):
-    for cut in (1, len(sent)):
-        link, far = _open_link()
-        async with trio.open_nursery() as nursery:
-
-            async def trickle(far: Stream = far, cut: int = cut) -> None:
-                for at in range(0, len(sent), cut):
-                    await far.send_all(sent[at : at + cut])
-                far.close()
-
-            nursery.start_soon(trickle)
-            with pytest.raises(error):
-                await link.receive_into(memoryview(bytearray(10)))
-        link.close()
 
 
 async def test_a_flood_of_tiny_frames_does_not_stop_the_clock():

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import trio
 
-from vsockfwd.contract import BodyEvent, Data, Ended
+from vsockfwd.contract import BodyEvent, Ended
 from vsockfwd.engine.framed import Framed
-from vsockfwd.engine.pump import ROUNDS, Broken, BufferPool
-from vsockfwd.engine.threaded import Threaded, body_event, of_another_length
+from vsockfwd.engine.pump import Broken, BufferPool
+from vsockfwd.engine.threaded import Threaded, body_event
 from vsockfwd.engine.wired import Wire
 from vsockfwd.errors import Code, VsockfwdError, from_code
 from vsockfwd.events import Outcome
@@ -51,37 +51,6 @@ class Link(Wire[StreamEvent]):
             return body_event(await self.next())
         except EOFError:
             return Ended()
-
-    async def receive_into(self, buffer: memoryview) -> None:
-        """Fill a buffer with the next bytes of the body, most of them uncopied. Raises as `receive` does.
-
-        PeerBrokeProtocol where something else than DATA comes before it is full, or a frame goes on behind its end.
-        """
-        while buffer:
-            if self.machine.data_left:  # then no event is in hand: its piece went to the end of what was received
-                size = await self._receive_past(buffer)
-            else:
-                event = await self.receive()
-                size = len(event.view) if isinstance(event, Data) else 0
-                if not isinstance(event, Data) or size > len(buffer):
-                    raise of_another_length()
-                buffer[:size] = event.view
-            buffer = buffer[size:]
-        if self.machine.data_left:
-            raise of_another_length()
-        self.glance()
-
-    async def _receive_past(self, buffer: memoryview) -> int:
-        """Receive bytes of a DATA frame past the machine; how many."""
-        if self._rounds >= ROUNDS:
-            self._rounds = 0
-            await trio.lowlevel.checkpoint()
-        while True:
-            try:
-                return self.try_receive_past(buffer)
-            except BlockingIOError:
-                self._rounds = 0
-                await self.wait_readable()
 
     def try_receive_past(self, buffer: memoryview) -> int:
         """Receive bytes of the DATA frame at hand past the machine; how many. Raises as `try_next`."""

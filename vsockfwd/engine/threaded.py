@@ -59,7 +59,7 @@ class Threaded:
                 return body_event(event)
 
     def receive_into(self, buffer: memoryview, until: float) -> int:
-        """As the channel's; how many bytes came by then: with the rest of the buffer it goes on from there."""
+        """Fill a buffer, uncopied but for what was received already; see contract.py."""
         link, filled = self._link, 0
         while filled < len(buffer):
             rest = buffer[filled:]
