@@ -17,6 +17,7 @@ def test_the_agent_that_was_named_is_asked_and_both_versions_are_told(tmp_path: 
         asked = run("doctor", f"unix:{tmp_path}/agent.sock", "--json")
         topics = {row["topic"]: row for row in json.loads(asked.stdout.splitlines()[-1])["findings"]}
         assert "answers and lets us in, as uid" in topics["agent"]["told"]
+        assert topics["confined"]["told"] == "the agent is: no new privileges"
         assert topics["clock"]["told"] == "the agent's and ours agree"
         assert topics["versions"]["told"] == f"vsockfwd {__version__} on both sides"
     gone = run("doctor", f"unix:{tmp_path}/agent.sock")

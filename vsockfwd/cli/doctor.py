@@ -80,6 +80,8 @@ async def _ask(engine: Engine, target: Address, modes: Mapping[str, Mode], findi
                 f"login {login * 1e3:.1f} ms, round trip {least * 1e3:.2f} ms",
             )
         )
+        if ready.confined:
+            findings.append(ok("confined", f"the agent is: {printable(ready.confined)}"))
         findings += of_clock(ready.clock, earliest, latest)
         findings += of_versions(session.software, ready.modes, modes)
 

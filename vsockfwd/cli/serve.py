@@ -243,6 +243,7 @@ class Serving:
             for listener in listeners:
                 engine.report(Listening(str(listener.address), f"for clients; modes: {names}"))
             engine.report(Confined(given_up))
+            agent.confined = given_up
             where = [f"listening on {listener.address}" for listener in listeners]
             where += [f"calling {place}" for place in self.places]
             where.append(given_up)

@@ -31,6 +31,7 @@ from vsockfwd.engine.reception import GREETING, Reception
 from vsockfwd.engine.relays import Relays
 from vsockfwd.engine.server import Gate, serve_listeners
 from vsockfwd.errors import (
+    TEXT_LIMIT,
     AddressError,
     BadRequest,
     Code,
@@ -215,6 +216,8 @@ class Agent:
         self.modes = {name: mode for name, mode in modes.items() if mode.serve or mode.join}
         self.policy = policy
         self.quota = Quota()
+        self.confined = ""
+        """What this process can do no more, in words: clients are told."""
         self._token = token
         self._sessions: dict[bytes, _Session] = {}
         self._leases: dict[LeaseKey, Lease] = {}
@@ -330,7 +333,7 @@ class Agent:
         token = self._token(TOKEN_LENGTH)
         frame = min(FRAME_LIMIT, greeted.hello.frame)
         modes = {LISTEN: (1,)} | {name: mode.versions for name, mode in self.modes.items()}
-        welcome = Ready(greeted.version, token, frame, modes, str(peer), time.time())
+        welcome = Ready(greeted.version, token, frame, modes, str(peer), time.time(), self.confined[:TEXT_LIMIT])
         stopped = True
         try:
             async with trio.open_nursery() as nursery:

@@ -7,7 +7,7 @@ from typing import Annotated
 import trio
 import typer
 
-from vsockfwd.plugin import Address, AgentPort, Engine, Invocation, SharedKey, UsageError, open_session
+from vsockfwd.plugin import Address, AgentPort, Engine, Invocation, SharedKey, UsageError, open_session, printable
 
 
 def ping(
@@ -37,6 +37,8 @@ async def _ping(engine: Engine, target: Address, count: int, interval: float, in
         if not invocation.json:
             print(f"{session.name}: agent answers, sees us as {ready.seen_as}, login {login * 1e3:.2f} ms")
             print(f"modes: {', '.join(sorted(ready.modes))}", flush=True)
+            if ready.confined:
+                print(f"confined: {printable(ready.confined)}", flush=True)
         times = []
         for number in range(count):
             if number:
@@ -50,6 +52,7 @@ async def _ping(engine: Engine, target: Address, count: int, interval: float, in
             target=session.name,
             seen_as=ready.seen_as,
             modes=sorted(ready.modes),
+            confined=ready.confined,
             login_seconds=login,
             round_trip_seconds=times,
         )

@@ -47,7 +47,7 @@ class Auth(msgspec.Struct, frozen=True):
 class Ready(msgspec.Struct, frozen=True):
     """The agent's welcome: the version chosen, the session's token, what the agent can do and as whom it saw us.
 
-    `clock` is its clock in seconds since 1970; 0: it did not say.
+    `clock` is its clock in seconds since 1970; 0: it did not say. `confined`: what it can do no more, in words.
     """
 
     version: Version
@@ -56,6 +56,7 @@ class Ready(msgspec.Struct, frozen=True):
     modes: Annotated[dict[ModeName, Versions], msgspec.Meta(max_length=64)] = {}
     seen_as: Text = ""
     clock: Annotated[float, msgspec.Meta(ge=0, le=1 << 40)] = 0.0
+    confined: Text = ""
 
 
 class Open(msgspec.Struct, frozen=True):
