@@ -147,6 +147,10 @@ class Needs(enum.Enum):
     """The source has ended and the sink has it all."""
 
 
+# Their own names: Enum looks up a member in Python 3.11 as slowly as a function is called, for each step.
+_BYTES, _ROOM, _TURN, _NOTHING = Needs
+
+
 class Pump:
     """One direction between two streams.
 
@@ -187,7 +191,8 @@ class Pump:
         self._rest: memoryview | None = None
         self._pipe: Pipe | None = None
         self._bulk = False
-        self._splices = source.splice_source() is not None and sink.splice_sink() is not None
+        self._splices = True
+        """Until it turns out otherwise, when much comes."""
 
     @property
     def half_sent(self) -> bool:
@@ -210,7 +215,7 @@ class Pump:
                     try:
                         size = self._receive(buffer[self._window])
                     except BlockingIOError:
-                        return Needs.BYTES
+                        return _BYTES
                     except OSError as error:
                         self.broken = Broken(self.source, error)
                         raise self.broken from None
@@ -223,13 +228,13 @@ class Pump:
                             buffer[:HEADER_LENGTH] = self._header(size)
                             data = buffer[: HEADER_LENGTH + size]
                     elif self._last is None:
-                        return Needs.NOTHING
+                        return _NOTHING
                     else:
                         data, self._last, self._over = memoryview(self._last()), None, True
                 try:
                     sent = self._send(data)
                 except BlockingIOError:
-                    return Needs.ROOM
+                    return _ROOM
                 except OSError as error:
                     self.broken = Broken(self.sink, error)
                     raise self.broken from None
@@ -238,14 +243,14 @@ class Pump:
                     continue
                 data = None
                 if self._over:
-                    return Needs.NOTHING
+                    return _NOTHING
                 if self._bulk and (needs := self._splice()) is not None:
                     return needs
                 if size < self._little:
-                    return Needs.BYTES
+                    return _BYTES
                 rounds += 1
                 if rounds == ROUNDS:
-                    return Needs.TURN
+                    return _TURN
         finally:
             self._rest = data
             if data is None or self.broken is not None:
@@ -261,6 +266,7 @@ class Pump:
         """
         source, sink = self.source.splice_source(), self.sink.splice_sink()
         if source is None or sink is None:
+            self._splices = False
             return self._leave_bulk() if self._pipe is None else self._fail(self.sink, OSError(errno.EBADF, "closed"))
         if self._pipe is None:
             kinds = stat.S_IFMT(os.fstat(source).st_mode), stat.S_IFMT(os.fstat(sink).st_mode)
@@ -279,7 +285,7 @@ class Pump:
                     pipe.held = os.splice(source, pipe.writing, self._most, flags=SPLICE)
                 except BlockingIOError:
                     self._give_back_pipe()
-                    return Needs.BYTES
+                    return _BYTES
                 except OSError as error:
                     self._give_back_pipe()
                     if error.errno == errno.EINVAL:  # not this kind of socket after all
@@ -288,7 +294,7 @@ class Pump:
                     return self._fail(self.source, error)
                 if not pipe.held:
                     self._give_back_pipe()
-                    return self._leave_bulk() if self._last else Needs.NOTHING
+                    return self._leave_bulk() if self._last else _NOTHING
                 self.bytes += pipe.held
                 self._bulk = pipe.held >= SPLICE_LEAST
                 if self._header is not None:
@@ -300,14 +306,14 @@ class Pump:
                     pipe.held -= os.splice(pipe.reading, sink, pipe.held, flags=SPLICE)
                 except BlockingIOError:
                     self._bulk = True  # until the pipe is empty
-                    return Needs.ROOM
+                    return _ROOM
                 except OSError as error:
                     return self._take_back() if self._header is None else self._fail(self.sink, error)
             if not self._bulk:
                 self._give_back_pipe()
                 return None
         self._give_back_pipe()
-        return Needs.TURN
+        return _TURN
 
     def _splice_directly(self, source: int, sink: int, from_pipe: bool) -> Needs | None:
         """From or to a pipe: nothing in between. What is wrong with the sink is left to a send to be told of."""
@@ -316,9 +322,9 @@ class Pump:
                 size = os.splice(source, sink, self._most, flags=SPLICE)
             except BlockingIOError:
                 if not _ready(source, select.POLLIN):
-                    return Needs.BYTES
+                    return _BYTES
                 if not _ready(sink, select.POLLOUT):
-                    return Needs.ROOM
+                    return _ROOM
                 continue  # it came between
             except OSError as error:
                 if from_pipe or error.errno in (errno.EPIPE, errno.EINVAL):
@@ -326,11 +332,11 @@ class Pump:
                     return self._leave_bulk()
                 return self._fail(self.source, error)
             if not size:
-                return Needs.NOTHING
+                return _NOTHING
             self.bytes += size
             if size < SPLICE_LEAST:
                 return self._leave_bulk()
-        return Needs.TURN
+        return _TURN
 
     def _copy(self, source: int, sink: int) -> Needs | None:
         """From file to file, within the kernel. The end, and what a file system cannot do, is told by a receive."""
@@ -343,7 +349,7 @@ class Pump:
                 self._splices = False
                 return self._leave_bulk()
             self.bytes += size
-        return Needs.TURN
+        return _TURN
 
     def _take_back(self) -> Needs | None:
         """The sink takes none of this, or failed: a send of what stands in the pipe will tell."""

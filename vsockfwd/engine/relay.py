@@ -75,6 +75,10 @@ class Then(enum.Enum):
     """It needs a clock, and goes on in tasks."""
 
 
+_ON, _OVER, _TASKS = Then  # see engine/pump.py
+_COMPLETE = Ending.COMPLETE
+
+
 class Plain:
     """One relay of two plain streams at work, and what becomes of it: driven by `Relays` (engine/relays.py), or run in
     tasks, from wherever it stands."""
@@ -89,7 +93,6 @@ class Plain:
         self._finished: list[Stream] = []
         """The streams that said their last, in order."""
         self._failure: tuple[Ending, str, str] | None = None
-        self._scope = trio.CancelScope()
         self._last_words: trio.Event | None = None
         """Made by a direction that can send no more, set by the other when it has heard the end."""
 
@@ -107,12 +110,15 @@ class Plain:
 
     def finish(self) -> Outcome:
         """Close both streams as they deserve, and say how it went."""
-        clean = self.clean
-        for stream in (self.near, self.far):
-            stream.close() if clean else stream.abort()
-        self.forth.close()
-        self.back.close()
-        ending, by, why = self._failure or (Ending.COMPLETE, "", "")
+        if self.clean:  # the pumps have given back what they borrowed
+            self.near.close()
+            self.far.close()
+        else:
+            self.near.abort()
+            self.far.abort()
+            self.forth.close()
+            self.back.close()
+        ending, by, why = self._failure or (_COMPLETE, "", "")
         seconds = time.monotonic() - self._started
         return Outcome(ending, by, why, self.forth.bytes, self.back.bytes, seconds)
 
@@ -124,22 +130,22 @@ class Plain:
     def ended(self, pump: Direction) -> Then:
         """A direction has ended."""
         if pump.source in self._finished:
-            return Then.ON
+            return _ON
         self._finished.append(pump.source)
         if len(self._finished) == 2:
-            return Then.OVER
+            return _OVER
         pump.sink.shutdown_sending()
-        return Then.ON
+        return _ON
 
     def failed(self, pump: Direction, error: Broken | VsockfwdError) -> Then:
         """A direction failed: one whose sink takes no more may still hear what that has to say, an early refusal."""
         if not isinstance(error, Broken):
             self.broke(error.message)
         elif self._has_last_words(error, pump):
-            return Then.TASKS
+            return _TASKS
         else:
             self._note(error)
-        return Then.OVER
+        return _OVER
 
     def stop(self) -> None:
         """It was told to stop."""
@@ -162,6 +168,7 @@ class Plain:
     async def run(self, idle: float, half_open: float, alone: bool = False) -> Outcome:
         """Until both directions have ended. `idle`, `half_open`, `alone`: see `relay`."""
         half_open = half_open or (0.0 if self.far.features.half_close else WITHHELD)
+        self._scope = trio.CancelScope()
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:

@@ -16,7 +16,7 @@ import trio
 
 from vsockfwd.engine.framed import Framed
 from vsockfwd.engine.link import Link
-from vsockfwd.engine.poll import ARRIVALS, ROOM, Deadlines, Poll
+from vsockfwd.engine.poll import ARRIVALS, ENDED, ROOM, Deadlines, Poll
 from vsockfwd.engine.pump import Broken, BufferPool, Needs
 from vsockfwd.engine.relay import Direction, Plain, Then
 from vsockfwd.engine.server import Handler, contain
@@ -122,7 +122,7 @@ class Relays:
 
     def dialled(self, far: Stream | Dial, reached: Callable[[Stream], None], otherwise: Callable[[], None]) -> None:
         """Go on with a stream when its dial has been answered; `otherwise` where it failed, or took too long."""
-        if isinstance(far, Stream):
+        if not isinstance(far, Dial):
             reached(far)
             return
         dial = far
@@ -172,8 +172,9 @@ class Relays:
     def _begin(self, relay: Relay, may_be_watched: bool, ended: Over) -> None:
         self.live.add(relay)
         near, far = relay.near, relay.far
-        self.waiting.pop(near, None)
-        self.waiting.pop(far, None)
+        if self.waiting:
+            self.waiting.pop(near, None)
+            self.waiting.pop(far, None)
         if self._idle or self._half_open:
             may_be_watched = False
         if may_be_watched and isinstance(near, SocketStream) and isinstance(far, SocketStream):
@@ -198,10 +199,15 @@ class Relays:
             ended(outcome)
 
 
+# Names of their own, see engine/pump.py.
+_BYTES, _ROOM, _TURN, _NOTHING = Needs
+_ON, _OVER, _TASKS = Then
+
+
 class _Watched:
     """A relay of two sockets as callbacks. What raises in them ends this relay alone."""
 
-    __slots__ = ("_ended", "_far", "_group", "_near", "_poll", "_roomy", "relay")
+    __slots__ = ("_ended", "_far", "_group", "_left", "_near", "_poll", "_polled", "_roomy", "relay")
 
     def __init__(self, relay: Relay, near: SocketStream, far: SocketStream, group: Relays, ended: Over) -> None:
         self.relay = relay
@@ -210,73 +216,85 @@ class _Watched:
         self._group = group
         self._poll = group.poll
         self._ended = ended
-        self._roomy: set[Stream] = set()
+        self._polled = False
+        """Whether the poll calls back; before, it need not be asked to."""
+        self._left = False
+        """Whether it is over, or goes on in tasks."""
+        self._roomy: tuple[Stream, ...] = ()
         """The streams that tell when they have room."""
 
     def begin(self) -> None:
-        self.relay.told(functools.partial(self._step, self.relay.back))
-        try:
-            self._poll.add(self._near, self._near_told, ARRIVALS)
-            self._poll.add(self._far, self._far_told, ARRIVALS)
-        except OSError as error:  # this user watches as much as the kernel lets anyone (epoll(7))
-            self.relay.broke(from_oserror(error, "watching it").message)
-            self._over()
-            return
-        for pump in self.relay.likely:
+        """Move what is there before the sockets are watched: whoever is watched anew is told of the rest anyway."""
+        relay = self.relay
+        relay.told(functools.partial(self._step, relay.back))
+        for pump in relay.likely:
             self._step(pump)
+        if self._left:
+            return
+        self._polled = True
+        try:
+            self._poll.add(self._near, self._near_told, self._events(relay.near))
+            self._poll.add(self._far, self._far_told, self._events(relay.far))
+        except OSError as error:  # this user watches as much as the kernel lets anyone (epoll(7))
+            relay.broke(from_oserror(error, "watching it").message)
+            self._over()
 
     def _near_told(self, events: int) -> None:
         if events & ROOM:
             self._step(self.relay.back)
         if events & ~ROOM:
-            self._step(self.relay.forth)
+            self._step(self.relay.forth, events)
 
     def _far_told(self, events: int) -> None:
         if events & ROOM:
             self._step(self.relay.forth)
         if events & ~ROOM:
-            self._step(self.relay.back)
+            self._step(self.relay.back, events)
 
-    def _step(self, pump: Direction) -> None:
-        relay = self.relay
-        if relay not in self._group._watched:
+    def _step(self, pump: Direction, events: int = 0) -> None:
+        """`events`: of the direction's source. Its end needs no asking for: what comes next is it, or leads to it."""
+        if self._left:
             return
         try:
             needs = pump.step()
-            if needs is Needs.BYTES:
+            if needs is _BYTES and events & ENDED:
+                needs = pump.step()
+            if needs is _BYTES:
                 self._ask(pump.source)
                 return
-            if needs is Needs.ROOM:
+            if needs is _NOTHING:
+                then = self.relay.ended(pump)
+            elif needs is _ROOM:
                 self._watch_room(pump.sink)
                 return
-            if needs is Needs.TURN:
+            else:
                 self._poll.again(functools.partial(self._step, pump))
                 return
-            then = relay.ended(pump)
         except (Broken, VsockfwdError) as error:
-            then = relay.failed(pump, error)
+            then = self.relay.failed(pump, error)
         except Exception as bug:  # noqa: BLE001 - it must not end the others
-            problem = Problem.of(relay.near.name, bug)
+            problem = Problem.of(self.relay.near.name, bug)
             self._group._report(problem)
-            relay.broke(problem.why)
-            then = Then.OVER
-        if then is Then.OVER:
+            self.relay.broke(problem.why)
+            then = _OVER
+        if then is _OVER:
             self._over()
-        elif then is Then.TASKS:
+        elif then is _TASKS:
             self.go_on_in_tasks()
 
     def _ask(self, stream: Stream) -> None:
         """Have it told if there is more: cheaper than to receive in vain, and what lies behind an out-of-band byte or a
         passed descriptor, where a receive stops, is not forgotten."""
-        self._poll.change(
-            self._near if stream is self.relay.near else self._far,
-            ARRIVALS | ROOM if stream in self._roomy else ARRIVALS,
-        )
+        if self._polled:
+            self._poll.change(self._near if stream is self.relay.near else self._far, self._events(stream))
+
+    def _events(self, stream: Stream) -> int:
+        return ARRIVALS | ROOM if stream in self._roomy else ARRIVALS
 
     def _watch_room(self, sink: Stream) -> None:
         """From the first time that a socket was full on it is told whenever it has room again: that costs nothing."""
         if sink not in self._roomy:
-            self._roomy.add(sink)
+            self._roomy += (sink,)
             self._ask(sink)
 
     def stop(self) -> None:
@@ -284,18 +302,18 @@ class _Watched:
         self._over()
 
     def _over(self) -> None:
-        del self._group._watched[self.relay]
+        self._leave()
         self._group.live.discard(self.relay)
         self._poll.closing(self._near)
         self._poll.closing(self._far)
-        if self.relay.clean:
-            # No task waits on these, so trio need not be told: two system calls less.
-            self._near.close()
-            self._far.close()
         self._ended(self.relay.finish())
 
     def go_on_in_tasks(self) -> None:
-        del self._group._watched[self.relay]
+        self._leave()
         self._poll.forget(self._near)
         self._poll.forget(self._far)
         self._group._nursery.start_soon(self._group._in_tasks, self.relay, self._ended)
+
+    def _leave(self) -> None:
+        self._left = True
+        del self._group._watched[self.relay]

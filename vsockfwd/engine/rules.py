@@ -212,10 +212,12 @@ class Work:
                 self._leaves(near.peer)  # the handler's task counts it
             return taken
 
+        if at_once is not None and (self._limits.allow or self._limits.max_connections_per_peer):
+            served: AtOnce | None = take
+        else:
+            served = at_once  # it makes no difference who comes
         self.set(State.UP)
-        await serve_listeners(
-            listeners, handle, self.engine.report, self._gate, take if at_once else None, self.engine.stopping
-        )
+        await serve_listeners(listeners, handle, self.engine.report, self._gate, served, self.engine.stopping)
 
     def keeper(self, target: str) -> _Kept:
         """A context: the keeper of the session with a target. Raises AddressError."""

@@ -98,8 +98,15 @@ async def serve_listeners(
     gate = gate or Gate()
 
     def take(stream: Stream) -> None:
-        if at_once is None or not stream.settled or not _taken(at_once, stream, report, gate):
-            nursery.start_soon(contain, handler, stream, report, gate.leave)
+        try:
+            if at_once is not None and stream.settled and at_once(stream, gate.leave):
+                return
+        except Exception as caught:  # noqa: BLE001 - as in `contain`
+            report(Problem.of(stream.name, caught))
+            stream.abort()
+            gate.leave()
+            return
+        nursery.start_soon(contain, handler, stream, report, gate.leave)
 
     async def accept(listener: Listener) -> None:
         try:
@@ -165,14 +172,3 @@ async def contain(handler: Handler, stream: Stream, report: Report, leave: Calla
     finally:
         stream.abort()
         leave()
-
-
-def _taken(at_once: AtOnce, stream: Stream, report: Report, gate: Gate) -> bool:
-    """As `contain`, without a task."""
-    try:
-        return at_once(stream, gate.leave)
-    except Exception as caught:  # noqa: BLE001 - as there
-        report(Problem.of(stream.name, caught))
-        stream.abort()
-        gate.leave()
-        return True

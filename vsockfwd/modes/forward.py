@@ -155,11 +155,12 @@ async def run_raw(work: Work, rule: RawRule) -> None:
                 return True
             if far is None:
                 return False
-            engine.report(Opened(name, str(near.peer)))
+            peer = str(near.peer)
+            engine.report(Opened(name, peer))
             relays.waiting[near] = near.abort
             relays.dialled(
                 far,
-                lambda stream: relays.begin(near, stream, closing(engine, name, near, leave)),
+                lambda stream: relays.begin(near, stream, closing(engine, name, peer, leave)),
                 lambda: relays.serve(functools.partial(handle, opened=True), near, leave),
             )
             return True
@@ -172,7 +173,7 @@ async def run_raw(work: Work, rule: RawRule) -> None:
                     await send_header(far, source, connected_to(near))
                 over = trio.Event()
                 told.by_another = True
-                relays.begin(near, far, closing(engine, name, near, over.set))
+                relays.begin(near, far, closing(engine, name, str(near.peer), over.set))
                 await over.wait()
 
         headers = rule.accept_proxy or rule.proxy_protocol
@@ -196,12 +197,13 @@ async def run_local(work: Work, rule: LocalRule) -> None:
                         raise answer
                     leave()
                 else:
-                    relays.join(answer.channel, near, closing(engine, name, near, leave))
+                    relays.join(answer.channel, near, closing(engine, name, peer, leave))
 
             def otherwise() -> None:
                 relays.serve(functools.partial(handle, opened=True), near, leave)
 
-            engine.report(Opened(name, str(near.peer)))
+            peer = str(near.peer)
+            engine.report(Opened(name, peer))
             relays.waiting[near] = near.abort
             if not keeper.session.begin(NAME, connect, relays, answered, otherwise):
                 otherwise()
@@ -215,7 +217,7 @@ async def run_local(work: Work, rule: LocalRule) -> None:
                     await far.channel.send(header_for(near, source))
                 over = trio.Event()
                 told.by_another = True
-                relays.join(far.channel, near, closing(engine, name, near, over.set))
+                relays.join(far.channel, near, closing(engine, name, str(near.peer), over.set))
                 await over.wait()
 
         headers = rule.accept_proxy or rule.proxy_protocol
@@ -224,11 +226,11 @@ async def run_local(work: Work, rule: LocalRule) -> None:
         )
 
 
-def closing(engine: Engine, rule: str, near: Stream, leave: Callable[[], None]) -> Callable[[Outcome], None]:
+def closing(engine: Engine, rule: str, peer: str, leave: Callable[[], None]) -> Callable[[Outcome], None]:
     """What reports a connection's end, and leaves."""
 
     def ended(outcome: Outcome) -> None:
-        engine.report(Closed(rule, str(near.peer), outcome))
+        engine.report(Closed(rule, peer, outcome))
         leave()
 
     return ended

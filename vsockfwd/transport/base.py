@@ -197,6 +197,8 @@ class SocketStream(Stream):
     """A stream over a connected, non-blocking socket, which it owns."""
 
     empties = True
+    _waited = False
+    """Whether a task has waited for the socket, so that trio has to be told when it is closed: a system call more."""
 
     def __init__(self, sock: socket.socket, features: Features, peer: Identity, name: str) -> None:
         self.sock: socket.socket = sock
@@ -228,10 +230,12 @@ class SocketStream(Stream):
 
     async def wait_readable(self) -> None:
         self._check_open()
+        self._waited = True
         await trio.lowlevel.wait_readable(self.sock)
 
     async def wait_writable(self) -> None:
         self._check_open()
+        self._waited = True
         await trio.lowlevel.wait_writable(self.sock)
 
     def _check_open(self) -> None:
@@ -247,7 +251,10 @@ class SocketStream(Stream):
                 raise
 
     def close(self) -> None:
-        close_socket(self.sock)
+        if self._waited:
+            close_socket(self.sock)
+        else:
+            self.sock.close()
 
     def abort(self) -> None:
         if self.features.reset:

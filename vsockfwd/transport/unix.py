@@ -7,14 +7,13 @@ connecting to it.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
 import stat
 import struct
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from vsockfwd.address import AbstractAddress, Address, UnixAddress
@@ -83,38 +82,40 @@ class UnixListener(SocketListener):
 
 def connect_unix_now(sockaddr: bytes, address: Address) -> socket.socket | None:
     """Connect to a UNIX socket, or None where its backlog is full. Raises VsockfwdError."""
-    with _connecting(address) as sock:
-        try:
-            sock.connect(sockaddr)
-        except BlockingIOError:
-            sock.close()
-            return None
-        return sock
+    sock = _new_socket(address)
+    try:
+        sock.connect(sockaddr)
+    except BlockingIOError:
+        sock.close()
+        return None
+    except OSError as error:
+        sock.close()
+        raise _connect_error(error, address) from None
+    return sock
 
 
 async def connect_unix(sockaddr: bytes, address: Address) -> socket.socket:
     """Connect to a UNIX socket. Raises VsockfwdError."""
-    with _connecting(address) as sock:
+    sock = _new_socket(address)
+    try:
         await connect_socket(sock, sockaddr, address)
-        return sock
-
-
-@contextlib.contextmanager
-def _connecting(address: Address) -> Iterator[socket.socket]:
-    """A socket to connect in the block; where that fails it is closed, and the kernel's reason is a VsockfwdError."""
-    try:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    except OSError as error:
-        raise connect_failed(error, address) from None
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        yield sock
     except OSError as error:
         sock.close()
         raise _connect_error(error, address) from None
     except BaseException:
         sock.close()
         raise
+    return sock
+
+
+def _new_socket(address: Address) -> socket.socket:
+    """A socket to connect. Raises VsockfwdError."""
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    except OSError as error:
+        raise connect_failed(error, address) from None
+    return sock
 
 
 def _connect_error(error: OSError, address: Address) -> VsockfwdError:
