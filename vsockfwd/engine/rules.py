@@ -308,7 +308,8 @@ class Work:
             case Opened():
                 self._now += 1
                 self._total += 1
-            case Closed(outcome=outcome):
+            case Closed():
+                outcome = event.outcome
                 self._now -= 1
                 self._sent += outcome.sent
                 self._received += outcome.received

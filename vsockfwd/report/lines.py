@@ -19,12 +19,14 @@ QUIET = -1
 def level(event: Event) -> int:
     """How often `-v` must have been said for an event to be shown."""
     match event:
+        case Opened():  # these two first, as they come by the thousand
+            return 2
+        case Closed():
+            return 1 if event.outcome.clean else 0
         case Moved() | FileMoving():
             return 3
-        case Opened() | Planned():
+        case Planned():
             return 2
-        case Closed(outcome=outcome):
-            return 1 if outcome.clean else 0
         case FileDone(error=error):
             return QUIET if error else 0 if event.would_change else 1
         case Problem():
