@@ -226,7 +226,7 @@ class _Watched:
     def begin(self) -> None:
         """Move what is there before the sockets are watched: whoever is watched anew is told of the rest anyway."""
         relay = self.relay
-        relay.told(functools.partial(self._step, relay.back))
+        relay.told(self._back_told)
         for pump in relay.likely:
             self._step(pump)
         if self._left:
@@ -238,6 +238,9 @@ class _Watched:
         except OSError as error:  # this user watches as much as the kernel lets anyone (epoll(7))
             relay.broke(from_oserror(error, "watching it").message)
             self._over()
+
+    def _back_told(self) -> None:
+        self._step(self.relay.back)
 
     def _near_told(self, events: int) -> None:
         if events & ROOM:
