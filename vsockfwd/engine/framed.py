@@ -44,7 +44,8 @@ class Inward:
         self._pipe: Pipe | None = None
         self._bulk = False
         """Whether frames come so large that the most of each is spliced (see SPLICE_FROM)."""
-        self._splices = link.stream.splice_source() is not None and sink.splice_sink() is not None
+        self._splices = True
+        """Until it turns out otherwise, when much comes."""
 
     @property
     def bytes(self) -> int:
@@ -73,7 +74,7 @@ class Inward:
                 if not isinstance(event, Data):
                     raise from_code(Code.PROTOCOL, f"{self.source.name}: a frame of its own kind in a plain stream")
                 data = event.view
-                self._bulk = self._splices and len(data) + link.machine.data_left >= SPLICE_FROM
+                self._bulk = len(data) + link.machine.data_left >= SPLICE_FROM and self._may_splice()
                 if self._bulk:
                     link.glance()
             while data:
@@ -89,6 +90,10 @@ class Inward:
                 data = data[sent:]
             data = self._rest = None
         return Needs.TURN
+
+    def _may_splice(self) -> bool:
+        self._splices &= self.source.splice_source() is not None and self.sink.splice_sink() is not None
+        return self._splices
 
     def _splice(self) -> Needs | None:
         """Splice what is left of the frame in hand, if anything is. None: go on and receive. Raises Broken."""
@@ -171,9 +176,9 @@ class Framed:
         link.machine.parser.plain = True
         self._withhold = dialled and not neighbour.features.half_close
         self._started = time.monotonic()
-        self._outward_over = trio.Event()
         self._outward_ended = self._inward_ended = False
-        self._scope = trio.CancelScope()
+        self._scope: trio.CancelScope | None = None
+        """In tasks, what they run in."""
         self._failure: VsockfwdError | None = None
         self._ours = False
         """Whether the failure is the neighbour's, so that the peer has to be told."""
@@ -247,6 +252,10 @@ class Framed:
     async def run(self, idle: float, half_open: float) -> Outcome:
         """Until both directions have ended. `idle`, `half_open`: see `relay`."""
         self.link.abandoned = None
+        self._outward_over = trio.Event()
+        self._scope = trio.CancelScope()
+        if self._failure is not None:
+            self._scope.cancel()
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -277,7 +286,7 @@ class Framed:
                 await self.forth.run()
                 self._outward_ended = True
             if self._inward_ended:
-                self._scope.cancel()  # both have said END: nobody need wait for the other to close
+                self._cancel()  # both have said END: nobody need wait for the other to close
         except VsockfwdError as error:
             self._fail(error, ours=False)
         except (Broken, trio.ClosedResourceError) as error:
@@ -322,4 +331,8 @@ class Framed:
         if self._failure is None:
             self._failure = error
             self._ours = ours
-        self._scope.cancel()
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if self._scope is not None:
+            self._scope.cancel()
