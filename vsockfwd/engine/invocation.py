@@ -23,7 +23,7 @@ from vsockfwd.rule import RuleKind
 from vsockfwd.service import Service, take
 from vsockfwd.transport.network import Network, system_network
 
-YOUNG_OBJECTS = 20_000
+YOUNG_OBJECTS = 5_000
 """Objects more than before that make the collector look: a burst of connections is no garbage, and reference counts
 free what each leaves. With Python's 700 it looked once in 35 connections, which cost each of them 3 µs."""
 

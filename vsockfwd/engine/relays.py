@@ -172,9 +172,8 @@ class Relays:
     def _begin(self, relay: Relay, may_be_watched: bool, ended: Over) -> None:
         self.live.add(relay)
         near, far = relay.near, relay.far
-        if self.waiting:
-            self.waiting.pop(near, None)
-            self.waiting.pop(far, None)
+        self.waiting.pop(near, None)
+        self.waiting.pop(far, None)
         if self._idle or self._half_open:
             may_be_watched = False
         if may_be_watched and isinstance(near, SocketStream) and isinstance(far, SocketStream):
