@@ -435,3 +435,26 @@ async def test_what_the_kernel_will_not_watch_is_reset_and_let_go(which: int):
         with pytest.raises(trio.BrokenResourceError):
             await neighbour.receive_some()
         neighbour.close()
+
+
+async def test_a_question_and_its_answer_cost_the_calls_that_they_take_and_no_more():
+    with injected() as faults:
+        (near, client), (far, server) = unix_pair("near"), unix_pair("far")
+        over = trio.Event()
+        async with Relays(BufferPool(), pytest.fail) as relays:
+            await trio.testing.wait_all_tasks_blocked()
+            faults.arm()
+            client.sock.send(b"question")
+            relays.begin(near, far, lambda _: over.set())
+            assert server.sock.recv(10) == b"question"
+            server.sock.send(b"answer")
+            server.close()
+            with trio.fail_after(5):
+                await client.wait_readable()
+                assert client.sock.recv(10) == b"answer"
+                await client.wait_readable()
+                assert client.sock.recv(10) == b""
+                client.close()
+                await over.wait()
+    moved = ["recv_into", "send"]
+    assert faults.calls == [*moved, "register", "register", *moved, "recv_into", "recv_into"]
