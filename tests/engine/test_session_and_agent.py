@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import AsyncIterator
 
@@ -23,6 +24,7 @@ from vsockfwd.engine.session import Session, open_session
 from vsockfwd.errors import (
     BadRequest,
     Code,
+    Gone,
     Internal,
     NoSuchMode,
     NotAllowed,
@@ -39,7 +41,7 @@ from vsockfwd.errors import (
 )
 from vsockfwd.events import Closed, Denied, Ending, Problem, SessionDown, SessionUp
 from vsockfwd.modes.forward import LOCAL, Connect, Connected, LocalRule
-from vsockfwd.policy import Decision
+from vsockfwd.policy import Decision, Limits, Policy
 from vsockfwd.rule import StreamEnd
 from vsockfwd.transport.base import SocketStream, Stream
 from vsockfwd.transport.memory import memory_pair
@@ -351,6 +353,22 @@ async def test_an_agent_lost_in_mid_stream_is_a_truncation_and_a_reset_for_the_c
             await settled(lambda: bool(world.reported(Closed)))
             assert world.reported(Closed)[0].outcome.ending is Ending.TRUNCATED
             inner.cancel_scope.cancel()
+
+
+async def test_a_session_that_ends_tells_the_clients_of_streams_that_a_task_relays(world: World):
+    server = await accept_server(world)
+    limited = Policy(os.geteuid(), limits=Limits(connections=9))
+    async with world.agent(policy=limited) as agent, open_session(world.engine, world.target) as session:
+        channel = (await session.open("forward", Connect("memory:server"))).channel
+        neighbour = await server.accept()
+        await channel.send(b"hello")
+        assert await neighbour.receive_some() == b"hello"
+        (served,) = agent._sessions.values()
+        for stream in served.streams:
+            stream.cancel()
+        with trio.fail_after(5), pytest.raises(Gone, match="the session is over"):
+            await channel.receive()
+        channel.close()
 
 
 async def test_an_agent_offers_none_of_its_own_descriptors(world: World):

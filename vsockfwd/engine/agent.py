@@ -69,6 +69,8 @@ from vsockfwd.wire.stream import Requested, StreamMachine
 DIAL_DEADLINE = 25.0
 """Seconds that a dial on a client's behalf may take in all."""
 
+SESSION_OVER = "the session is over"
+
 STRANGERS = 256
 """Connections at once that have not said who they are; one more, and the one that has been mute longest is closed."""
 
@@ -83,19 +85,35 @@ class _Session:
     who: Identity
     frame: int
     tenancy: Tenancy
-    streams: set[trio.CancelScope | _Joined] = field(default_factory=set)
+    streams: set[_Served | _Joined] = field(default_factory=set)
+
+
+@dataclass(eq=False, slots=True)
+class _Served:
+    """A stream that a task serves."""
+
+    link: Link
+    scope: trio.CancelScope
+
+    def cancel(self) -> None:
+        """End it; its client is told why."""
+        if self.link.relaying is not None:
+            self.link.relaying.cut(Gone(SESSION_OVER))
+        else:
+            self.scope.cancel()
 
 
 @dataclass(eq=False, slots=True)
 class _Joined:
-    """A stream that runs without a task, to be cancelled like a scope."""
+    """A stream that needs no task."""
 
     relays: Relays
     framed: Framed | None = None
 
     def cancel(self) -> None:
+        """As a _Served's."""
         if self.framed is not None:
-            self.relays.cut(self.framed, Gone("the session is over"))
+            self.relays.cut(self.framed, Gone(SESSION_OVER))
 
 
 class AgentCall:
@@ -430,13 +448,14 @@ class Agent:
         link.peer, link.machine.frame_limit = session.who, session.frame
         try:
             with trio.CancelScope() as scope:
-                session.streams.add(scope)
+                served = _Served(link, scope)
+                session.streams.add(served)
                 try:
                     await self._serve_request(link, request, session)
                 finally:
-                    session.streams.discard(scope)
+                    session.streams.discard(served)
             if scope.cancelled_caught:
-                await self._end(link, Gone("the session is over"))
+                await self._end(link, Gone(SESSION_OVER))
         finally:
             link.close()
 

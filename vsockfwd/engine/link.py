@@ -33,6 +33,8 @@ class Link(Wire[StreamEvent]):
     def __init__(self, stream: Stream, machine: StreamMachine, buffers: BufferPool) -> None:
         super().__init__(stream, machine, buffers)
         self.machine = machine
+        self.relaying: Framed | None = None
+        """What joins it to a plain stream in a task."""
         self._threaded = Threaded(self)
 
     @property
@@ -154,10 +156,11 @@ class Link(Wire[StreamEvent]):
         is aborted. `dialled`: we called the neighbour, it did not call us (see engine/relay.py on half-close).
         `sent` counts neighbour → channel. `idle`, `half_open`: as in engine/relay.py; `live` holds it while it runs.
         """
-        framed = Framed(self, neighbour, dialled=dialled)
+        framed = self.relaying = Framed(self, neighbour, dialled=dialled)
         live = set() if live is None else live
         live.add(framed)
         try:
             return await framed.run(idle, half_open)
         finally:
+            self.relaying = None
             live.discard(framed)
