@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections import deque
 from collections.abc import Iterator
 
 import xxhash
@@ -43,7 +44,7 @@ class Standing:
         self._identity = Identity.of(self.found)
         self._compared = 0
         """Bytes that a sender is told of."""
-        self._digests: dict[int, bytes] = {}
+        self._digests: deque[tuple[int, bytes]] = deque()
         """First block → the digests from there on; they go when `digests` has passed them."""
         self._data = range(0)
         """Where data was found last: to ask for its end again would have the kernel look at every page up to it."""
@@ -75,7 +76,8 @@ class Standing:
 
     def _digested(self, number: int, first: int, data: memoryview) -> Blocks:
         digest = xxhash.xxh3_128_digest
-        joined = self._digests[first] = b"".join([digest(data[at : at + BLOCK]) for at in range(0, len(data), BLOCK)])
+        joined = b"".join([digest(data[at : at + BLOCK]) for at in range(0, len(data), BLOCK)])
+        self._digests.append((first, joined))
         return Blocks(number, first, joined)
 
     def _next_data(self, at: int, end: int) -> int:
@@ -95,11 +97,11 @@ class Standing:
         block, end = offset // BLOCK, -(-(offset + length) // BLOCK)
         if offset % BLOCK or (length % BLOCK and offset + length != self._compared):
             raise DataError("was said to be the same where it was not compared")
-        for first in list(self._digests):
-            digests = self._digests[first]
+        while self._digests:
+            first, digests = self._digests[0]
             beyond = first + len(digests) // 16
             if beyond <= block:
-                del self._digests[first]
+                self._digests.popleft()
                 continue
             if first > block:
                 break
