@@ -43,6 +43,7 @@ from bench.soak import (
     spawn,
     when_there,
 )
+from vsockfwd.engine.pump import BUFFER_SIZE, LARGE_BUFFERS
 
 SECONDS = 600.0
 RATE = 1000
@@ -72,14 +73,16 @@ def told(process: str, before: Sample, after: Sample) -> str:
     return f"{process}: descriptors {before.descriptors} → {after.descriptors}, RSS {before.rss:,} → {after.rss:,} KiB"
 
 
-def leaks(before: dict[str, Sample], after: dict[str, Sample], growth: float = 2 * TOLERANCE) -> list[str]:
-    """What is left that should not be."""
+def leaks(
+    before: dict[str, Sample], after: dict[str, Sample], growth: float = 2 * TOLERANCE, pool: int = 0
+) -> list[str]:
+    """What is left that should not be. `pool`: KiB that stay where bytes have stood in them once."""
     found = []
     for process, was in before.items():
         now = after[process]
         if now.descriptors > was.descriptors:
             found.append(f"{process}: {now.descriptors - was.descriptors} descriptors left")
-        if now.rss > was.rss * (1 + growth):
+        if now.rss > was.rss * (1 + growth) + pool:
             found.append(f"{process}: memory {now.rss / was.rss - 1:+.1%}")
     return found
 
@@ -298,7 +301,9 @@ def troubled(folder: Path, name: str) -> list[str]:
             alone.append(quiet)
             beside_trouble.append(loud)
             ratios.append(loud / quiet)
-    left = leaks(before, after)
+    # Slow readers leave their bytes in hand, so that the pool's buffers are touched one after the other: in fourteen
+    # rounds of three seconds a forward went from 36 to 51 MiB, ever more slowly, and its agent from 37 to 44.
+    left = leaks(before, after, pool=LARGE_BUFFERS * BUFFER_SIZE >> 10)
     ratio = statistics.median(ratios)
     print(
         f"Through {name}: p99 {statistics.median(alone) * 1000:.2f} ms alone, "
