@@ -10,13 +10,15 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import pytest
+import trio
 
 from plugins.copy.tests.world import MIB, World, snapshot
 from tests.faults.injector import injected
-from vsockfwd.plugin import Code, Moved
+from vsockfwd.plugin import Channel, Code, Moved, Reset, ignore
+from vsockfwd_copy.account import Account
 from vsockfwd_copy.arriving import Arriving
 from vsockfwd_copy.arriving import _open_ours as open_ours
 from vsockfwd_copy.asked import Expected
@@ -28,6 +30,7 @@ from vsockfwd_copy.messages import Chunk, Entries, GiveUp, Large, Lost, Piece, R
 from vsockfwd_copy.options import LandOptions, SendOptions
 from vsockfwd_copy.reading import Reading
 from vsockfwd_copy.roots import Root
+from vsockfwd_copy.sending import send
 from vsockfwd_copy.standing import Standing
 from vsockfwd_copy.walking import Tree
 
@@ -455,3 +458,29 @@ def test_a_file_that_cannot_be_looked_at_is_closed_again(tmp_path: Path) -> None
             attempt()
     assert os.listdir("/proc/self/fd") == before
     os.close(there)
+
+
+async def test_somebody_hears_before_the_first_word_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else who finds that word failing would wait for the reason in the place of who hears."""
+
+    class Silent:
+        frame_limit = 1 << 20
+        heard = False
+
+        async def receive(self) -> NoReturn:
+            self.heard = True
+            await trio.sleep_forever()
+            raise AssertionError
+
+        async def send_frames(self, *_: object, **__: object) -> None:
+            raise Reset("in good time" if self.heard else "too early")
+
+    async def in_line(function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", in_line)
+    (tmp_path / "file").write_text("content")
+    tree = Tree([b"file"], SendOptions(), Root(os.fsencode(tmp_path)))
+    with pytest.raises(Reset, match="in good time"):
+        await send(cast(Channel, Silent()), tree, SendOptions(), Account(ignore, "a test"))
+    tree.close()

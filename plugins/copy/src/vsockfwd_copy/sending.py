@@ -192,7 +192,7 @@ class _Sending:
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._hear)
+            await nursery.start(self._hear)  # first: who finds a send failing is told why by who hears
             await self._say()
             self.complete = True
             await self.channel.send_end()
@@ -316,7 +316,8 @@ class _Sending:
 
     # --- what comes back
 
-    async def _hear(self) -> None:
+    async def _hear(self, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
         while True:
             event = await self.channel.receive()
             if isinstance(event, Ended):
