@@ -25,7 +25,7 @@ _vsockfwd() {
     reload) options='--control --help --json --log-format --quiet --verbose -h -q -v' ;;
     remove) options='--control --help --json --log-format --quiet --verbose -h -q -v' ;;
     serve) options='--allow-cid --allow-connect --allow-guest --allow-listen --allow-mode --allow-uid --auth-key --auth-keys --config --confine --connect --help --json --listen --log-format --max-connections --max-connections-per-peer --max-rate --metrics --no-measure --quiet --read-only --root --user --verbose -c -h -l -q -v' ;;
-    ssh-config) options='--agent --help --json --jump --log-format --port --quiet --user --verbose -h -l -p -q -v' targets=yes ;;
+    ssh-config) options='--agent --auth-key --help --json --jump --log-format --port --quiet --user --verbose -h -l -p -q -v' targets=yes ;;
     status) options='--control --help --json --log-format --quiet --verbose -h -q -v' ;;
     top) options='--control --help --interval --json --log-format --quiet --verbose -d -h -n -q -v' ;;
     up) options='--check --config --control --drain --help --json --log-format --metrics --quiet --verbose -c -h -q -v' ;;

@@ -242,6 +242,7 @@ complete -c vsockfwd -n '__fish_seen_subcommand_from ssh-config' -l user -s l -r
 complete -c vsockfwd -n '__fish_seen_subcommand_from ssh-config' -l port -s p -r -d 'where the guest\'s sshd listens (default 22)'
 complete -c vsockfwd -n '__fish_seen_subcommand_from ssh-config' -l agent -d 'through the guest\'s agent, to its localhost, where sshd has no vsock'
 complete -c vsockfwd -n '__fish_seen_subcommand_from ssh-config' -l jump -r -d 'for another machine: by way of ssh to this one'
+complete -c vsockfwd -n '__fish_seen_subcommand_from ssh-config' -l auth-key -r -d 'the key that is shared with the agent'
 complete -c vsockfwd -n '__fish_seen_subcommand_from ssh-config' -l verbose -s v -d 'say more; twice: everything'
 complete -c vsockfwd -n '__fish_seen_subcommand_from ssh-config' -l quiet -s q -d 'say nothing but errors'
 complete -c vsockfwd -n '__fish_seen_subcommand_from ssh-config' -l json -d 'events and answers as JSON lines on standard output'

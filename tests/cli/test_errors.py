@@ -40,6 +40,7 @@ from tests.cli.process import Server, agent, error_of, run
         (["serve", "--allow-cid", "guest"], 2, "not a CID"),
         (["serve", "--listen", f"unix:/tmp/{'x' * 110}"], 2, "use a shorter path"),
         (["serve", "--bogus"], 2, "vsockfwd serve --help"),
+        (["ssh-config", "--auth-key", "k", "3"], 2, "a key is for agents"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )

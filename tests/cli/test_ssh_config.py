@@ -125,8 +125,8 @@ def test_another_machine_reaches_the_guest_by_way_of_this_one(
 
 
 def test_a_guest_whose_sshd_has_no_vsock_is_reached_through_its_agent():
-    told = run("ssh-config", "--agent", "--user", "root", "3").stdout
-    assert "forward -W localhost:22 3\n" in told
+    told = run("ssh-config", "--agent", "--user", "root", "--auth-key", "keys/web key", "3").stdout
+    assert f"forward --auth-key '{os.path.abspath('keys/web key')}' -W localhost:22 3\n" in told
     assert "ProxyUseFdpass" not in told
     assert told.startswith("# Made by `vsockfwd ssh-config`.\n\nHost vm3\n  HostKeyAlias vsockfwd-vm3\n")
     assert told.endswith("  User root\n")

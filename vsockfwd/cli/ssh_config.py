@@ -19,6 +19,7 @@ from vsockfwd.engine.invocation import Invocation
 from vsockfwd.errors import UsageError, printable
 from vsockfwd.guests.guest import typed_as
 from vsockfwd.guests.machine import Machine
+from vsockfwd.option import SharedKey
 
 SSH = 22
 """The vsock port on which a guest's sshd listens, where systemd 256 or later or a socket unit has it listen."""
@@ -37,6 +38,7 @@ def ssh_config(
     jump: Annotated[
         str | None, typer.Option("--jump", metavar="HOST", help="for another machine: by way of ssh to this one")
     ] = None,
+    auth_key: SharedKey = None,
 ) -> int:
     """Print Host blocks for ~/.ssh/config: ssh, scp, sftp and rsync then know the guests by name.
 
@@ -47,8 +49,11 @@ def ssh_config(
         raise UsageError("ssh-config: sockets are handed over by relay", hint="pip install vsockfwd-relay, or --agent")
     if not 0 < port < 1 << 32:
         raise UsageError(f"--port {port}: a port is a number above 0")
+    if auth_key is not None and not agent:
+        raise UsageError("ssh-config: a key is for agents, and sshd is reached without one", hint="--agent")
+    key = [] if auth_key is None else ["--auth-key", os.path.abspath(auth_key)]
     blocks = [
-        "\n".join(_block(name, target, address, port, user, agent, jump))
+        "\n".join(_block(name, target, address, port, user, agent, jump, key))
         for name, target, address in _places(invocation, targets)
     ]
     print("# Made by `vsockfwd ssh-config`.")
@@ -79,13 +84,13 @@ def _name(target: str) -> str:
 
 
 def _block(
-    name: str, target: str, address: Address, port: int, user: str | None, agent: bool, jump: str | None
+    name: str, target: str, address: Address, port: int, user: str | None, agent: bool, jump: str | None, key: list[str]
 ) -> Iterator[str]:
     raw = not agent and isinstance(address, VsockAddress | HybridAddress)
     if raw:
         words = ["relay", *(["--fdpass"] if jump is None else []), "-", _relays_word(address, port)]
     else:
-        words = ["forward", "-W", f"localhost:{port}", target]
+        words = ["forward", *key, "-W", f"localhost:{port}", target]
     command = shlex.join([*_program(jump is not None), *words])
     if jump is not None:
         command = f"ssh {shlex.quote(jump)} {shlex.quote(command)}"
