@@ -15,6 +15,7 @@ from tests.engine.world import World, half_closed, settled
 from vsockfwd.address import parse
 from vsockfwd.config import NamedRule
 from vsockfwd.contract import Data, Ended, Mode
+from vsockfwd.engine import wired
 from vsockfwd.engine.agent import STRANGERS
 from vsockfwd.engine.control_link import HANDSHAKE_DEADLINE, PING_INTERVAL, ControlLink
 from vsockfwd.engine.link import Link
@@ -134,7 +135,10 @@ async def test_a_mode_that_fails_in_its_body_resets_the_stream_with_its_reason(s
         channel.close()
 
 
-async def test_who_finds_its_own_send_failing_reads_what_the_peer_had_to_say(session: Session):
+async def test_who_finds_its_own_send_failing_reads_what_the_peer_had_to_say(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(wired, "LAST_WORDS", 0.1)
     channel = (await session.open("echo", Question("x"))).channel
     await channel.send(b"fail")
     with trio.fail_after(5), pytest.raises(TimedOut, match="took too long"):
@@ -219,9 +223,10 @@ async def test_what_a_dead_client_left_behind_goes_with_its_control_connection(w
 
     async with world.agent({"wait": Mode("wait", "waits", serve=wait_for_ever)}) as agent:
         async with open_session(world.engine, world.target) as session:
-            await session.open("wait")
+            channel = (await session.open("wait")).channel
         with trio.fail_after(5):
             await ended.wait()
+        channel.close()
         await settled(lambda: not agent._sessions)
 
 
@@ -613,7 +618,10 @@ async def test_a_reset_after_the_end_is_noticed_while_our_neighbour_is_silent(wo
     far.close()
 
 
-async def test_after_a_failed_send_the_reason_stands_and_never_reads_as_an_end(session: Session):
+async def test_after_a_failed_send_the_reason_stands_and_never_reads_as_an_end(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(wired, "LAST_WORDS", 0.1)
     channel = (await session.open("echo", Question("x"))).channel
     await channel.send(b"fail")
     with trio.fail_after(5), pytest.raises(TimedOut, match="took too long"):
