@@ -65,7 +65,7 @@ class Threaded:
             rest = buffer[filled:]
             if link.machine.data_left:
                 try:
-                    size = self._call(link.try_receive_past, rest)
+                    size = self._call(self._receive_what_is_there, rest)
                 except BlockingIOError:
                     if not self._wait(select.POLLIN, self._stream.wait_readable, until):
                         return filled
@@ -113,18 +113,32 @@ class Threaded:
         link.mid_frame = True
         while self._rest:
             try:
-                sent = self._call(self._stream.try_send_parts, self._rest)
+                self._call(self._send_what_fits)
             except BlockingIOError:
                 if not self._wait(select.POLLOUT, self._stream.wait_writable, until):
                     return False
             except OSError as error:
                 raise Broken(self._stream, error) from None
-            else:
-                self._rest = past(self._rest, sent)
         link.mid_frame = False
         return True
 
     # --- how
+
+    def _receive_what_is_there(self, buffer: memoryview) -> int:
+        """Of the DATA frame at hand; how many bytes. Raises BlockingIOError where there are none."""
+        size = 0
+        try:
+            while size < len(buffer) and self._link.machine.data_left:
+                size += self._link.try_receive_past(buffer[size:])
+        except BlockingIOError:
+            if not size:
+                raise
+        return size
+
+    def _send_what_fits(self) -> None:
+        """Raises BlockingIOError where some is left, OSError."""
+        while self._rest:
+            self._rest = past(self._rest, self._stream.try_send_parts(self._rest))
 
     def _call(self, function: Callable[..., T], *arguments: object) -> T:
         return function(*arguments) if self._direct else trio.from_thread.run_sync(function, *arguments)
