@@ -170,7 +170,10 @@ class Commands:
         self._reap()
         running = [pid for pid, status in self._statuses.items() if status is None]
         for pid in running:
-            os.killpg(pid, signal.SIGKILL)
+            try:
+                os.killpg(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                os.kill(pid, signal.SIGKILL)  # started just now, it has no group of its own yet
         for pid in running:
             os.waitpid(pid, 0)
         shutil.rmtree(self._tmp, ignore_errors=True)
