@@ -81,6 +81,13 @@ class Frame:
 BodyEvent = Data | Ended | Frame
 
 
+SLICE = 0.05
+"""Seconds that a thread works with a channel before others learn what came of it."""
+
+PATIENCE = 0.01
+"""Seconds that a thread waits for bytes or for room before a task does: bulk comes and goes with shorter pauses."""
+
+
 class ThreadChannel(Protocol):
     """What a thread may call of a Channel: it waits until a moment of time.monotonic() at most."""
 
@@ -126,8 +133,8 @@ class Channel(Protocol):
     async def in_thread(self, work: Callable[[ThreadChannel], T]) -> T:
         """Run `work` in a thread, which has one direction to itself meanwhile. Raises what it raises.
 
-        For who works on bulk as it comes, or makes it: in slices of a fraction of a second, since a thread cannot be
-        cancelled. `wait_readable`, `wait_writable`: between two slices, where the first could not go on.
+        For who works on bulk as it comes, or makes it: in slices of SLICE seconds, since a thread cannot be cancelled.
+        `wait_readable`, `wait_writable`: between two slices, where the first could not go on.
         """
         ...
 

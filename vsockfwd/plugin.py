@@ -33,6 +33,8 @@ from vsockfwd.address import (
 from vsockfwd.config import NamedRule, find_target, read_rule
 from vsockfwd.contract import (
     CONTRACT,
+    PATIENCE,
+    SLICE,
     Access,
     BodyEvent,
     Call,
@@ -164,7 +166,9 @@ __all__ = [
     "CONTRACT",
     "HERE",
     "NEVER",
+    "PATIENCE",
     "SCHEMES",
+    "SLICE",
     "AbstractAddress",
     "Access",
     "Address",

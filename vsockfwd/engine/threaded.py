@@ -18,7 +18,7 @@ import trio
 from vsockfwd.contract import BodyEvent, Data, Ended
 from vsockfwd.engine.pump import Broken
 from vsockfwd.engine.wired import past
-from vsockfwd.errors import LocalProtocolError, PeerBrokeProtocol, Reset
+from vsockfwd.errors import LocalProtocolError, PeerBrokeProtocol
 from vsockfwd.transport.base import SocketStream
 from vsockfwd.wire.frames import Buffer
 from vsockfwd.wire.stream import Accepted, Refused, Requested, StreamEvent, WasReset
@@ -92,25 +92,26 @@ class Threaded:
         Nothing may be left of an earlier one.
         """
         link, machine = self._link, self._link.machine
-        if link.mid_frame:
-            raise Reset(f"{link.stream.name}: an earlier send was cut off")
-        front: list[Buffer] = [link.take_left()]
+        front: list[Buffer] = []
         for kind, payload in frames:
             front += (machine.frame_header(kind, len(payload)), payload)
+        parts: list[Buffer] = []
         view = memoryview(data)
         for at in range(0, len(view), link.frame_limit):
             piece = view[at : at + link.frame_limit]
             front.append(machine.data_header(len(piece)))
-            self._rest += (memoryview(b"".join(front)), piece)
+            parts += (b"".join(front), piece)
             front = []
         if front:
-            self._rest.append(memoryview(b"".join(front)))
+            parts.append(b"".join(front))
+        if parts:
+            self._rest = [memoryview(part) for part in (link.begin_sending(), *parts) if part]
         return self.flush(until)
 
     def flush(self, until: float) -> bool:
         """Send what is left; False: still not all of it. Raises Broken, which `Link.in_thread` makes the reason of."""
-        link = self._link
-        link.mid_frame = True
+        if not self._rest:
+            return True
         while self._rest:
             try:
                 self._call(self._send_what_fits)
@@ -119,7 +120,7 @@ class Threaded:
                     return False
             except OSError as error:
                 raise Broken(self._stream, error) from None
-        link.mid_frame = False
+        self._link.mid_frame = False
         return True
 
     # --- how

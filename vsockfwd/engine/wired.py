@@ -184,12 +184,9 @@ class Wire(Generic[E]):
         Raises the peer's own reason where it gave one, Reset otherwise. Cancelled half-way, the link is of no more
         use for sending: every later write raises Reset.
         """
-        if self.mid_frame:
-            raise Reset(f"{self.stream.name}: an earlier send was cut off")
-        self.mid_frame = True
+        left = self.begin_sending()
         try:
-            views = [memoryview(part) for part in (self._left, *parts) if part]
-            self._left = b""
+            views = [memoryview(part) for part in (left, *parts) if part]
             if len(views) > 1:
                 views = _gather(self.stream, views)
             for view in views:
@@ -197,6 +194,17 @@ class Wire(Generic[E]):
         except (Broken, OSError, trio.ClosedResourceError) as error:
             raise await self.reason_for(error) from None
         self.mid_frame = False
+
+    def begin_sending(self) -> bytes:
+        """From now on a frame is half out, until who sends it has done so; returns what is to go before it.
+
+        Raises Reset where an earlier one was left half out.
+        """
+        if self.mid_frame:
+            raise Reset(f"{self.stream.name}: an earlier send was cut off")
+        self.mid_frame = True
+        left, self._left = self._left, b""
+        return left
 
     def try_write(self, data: Buffer) -> bool:
         """Send whole frames without waiting, while no `write` is under way; False: some of it goes before the next."""
@@ -290,11 +298,6 @@ class Wire(Generic[E]):
                 self._ended.set()
             if self._closing:
                 self.close()
-
-    def take_left(self) -> bytes:
-        """What `try_write` has taken and the stream has not, for who sends it now."""
-        left, self._left = self._left, b""
-        return left
 
     async def aclose(self) -> None:
         """Close, then let others run."""

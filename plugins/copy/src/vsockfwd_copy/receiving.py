@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 import trio
 
-from vsockfwd.plugin import BodyEvent, Channel, Data, Ended, PeerBrokeProtocol, ThreadChannel
+from vsockfwd.plugin import PATIENCE, SLICE, BodyEvent, Channel, Data, Ended, PeerBrokeProtocol, ThreadChannel
 from vsockfwd_copy.account import Account
 from vsockfwd_copy.ground import Answers
 from vsockfwd_copy.messages import (
@@ -36,12 +36,6 @@ from vsockfwd_copy.messages import (
     decode,
     encode,
 )
-
-SLICE = 0.05
-"""Seconds that a thread works before the sender and the account are told of it."""
-
-PATIENCE = 0.01
-"""Seconds that a thread waits for more, before a task does: a stream of bulk comes with shorter pauses."""
 
 PROGRESS_INTERVAL = 0.1
 """Seconds between two words about a large file's progress."""

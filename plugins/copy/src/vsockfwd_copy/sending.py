@@ -16,7 +16,17 @@ from enum import Enum
 import msgspec
 import trio
 
-from vsockfwd.plugin import Channel, Data, Ended, PeerBrokeProtocol, ThreadChannel, VsockfwdError, the_one
+from vsockfwd.plugin import (
+    PATIENCE,
+    SLICE,
+    Channel,
+    Data,
+    Ended,
+    PeerBrokeProtocol,
+    ThreadChannel,
+    VsockfwdError,
+    the_one,
+)
 from vsockfwd_copy.account import Account, Outcome
 from vsockfwd_copy.attributes import NOTHING_LOST, Loss
 from vsockfwd_copy.messages import (
@@ -59,12 +69,6 @@ from vsockfwd_copy.walking import Item, Offer, Tree
 
 READ_SIZE = CHUNK_LIMIT
 """Bytes that are read, and then sent: what the processor's cache holds."""
-
-SLICE = 0.05
-"""Seconds that a thread reads and sends before the account is told of it."""
-
-PATIENCE = 0.01
-"""Seconds that a thread waits for room, before a task does."""
 
 _KINDS: dict[type[Piece], Kind] = {
     Chunk: Kind.CHUNK,
