@@ -17,7 +17,7 @@ import trio
 
 from plugins.copy.tests.world import MIB, World, snapshot
 from tests.faults.injector import injected
-from vsockfwd.plugin import Channel, Code, Moved, Reset, ignore
+from vsockfwd.plugin import Channel, Code, Moved, Reset, ThreadChannel, ignore
 from vsockfwd_copy.account import Account
 from vsockfwd_copy.arriving import Arriving
 from vsockfwd_copy.arriving import _open_ours as open_ours
@@ -26,11 +26,25 @@ from vsockfwd_copy.destination import resolve
 from vsockfwd_copy.directories import Directory, OpenDirectories
 from vsockfwd_copy.incoming import Arrivals
 from vsockfwd_copy.landing import Landing
-from vsockfwd_copy.messages import Chunk, Entries, GiveUp, Large, Lost, Piece, Range, Small, checksum, digest_of
+from vsockfwd_copy.messages import (
+    BLOCK,
+    Blocks,
+    Chunk,
+    Entries,
+    GiveUp,
+    Large,
+    Lost,
+    Piece,
+    Range,
+    Small,
+    block_digest,
+    checksum,
+    digest_of,
+)
 from vsockfwd_copy.options import LandOptions, SendOptions
-from vsockfwd_copy.reading import Reading
+from vsockfwd_copy.reading import Comparison, Reading
 from vsockfwd_copy.roots import Root
-from vsockfwd_copy.sending import send
+from vsockfwd_copy.sending import Outgoing, send
 from vsockfwd_copy.standing import Standing
 from vsockfwd_copy.walking import Tree
 
@@ -483,4 +497,33 @@ async def test_somebody_hears_before_the_first_word_is_said(tmp_path: Path, monk
     tree = Tree([b"file"], SendOptions(), Root(os.fsencode(tmp_path)))
     with pytest.raises(Reset, match="in good time"):
         await send(cast(Channel, Silent()), tree, SendOptions(), Account(ignore, "a test"))
+    tree.close()
+
+
+def test_a_file_of_which_nothing_is_sent_gives_others_their_turn_too(tmp_path: Path) -> None:
+    """Its blocks are all told to be the same: a thread that went on to its end could not be stopped before."""
+
+    class Idle:
+        def flush(self, until: float) -> bool:
+            return True
+
+        def send_frames(self, *frames: object, data: bytes = b"", until: float) -> bool:
+            assert not data
+            return True
+
+    content = os.urandom(4 * MIB)
+    (tmp_path / "file").write_bytes(content)
+    tree = Tree([b"file"], SendOptions(bare=True), Root(os.fsencode(tmp_path)))
+    ((_, offer),) = tree.batch()
+    assert offer is not None
+    told = Comparison(len(content))
+    told.add(Blocks(1, 0, b"".join(block_digest(content[at : at + BLOCK]) for at in range(0, len(content), BLOCK))))
+    reading = Reading(tree, 1, offer, [Range(0, len(content))], told)
+    outgoing = Outgoing(1, reading, lambda: True, memoryview(bytearray(MIB)), limited=True)
+    turns = 0
+    while not outgoing.sent:
+        outgoing.send_some(cast(ThreadChannel, Idle()))
+        turns += 1
+    assert turns >= len(content) // MIB
+    reading.close()
     tree.close()

@@ -125,7 +125,7 @@ class _Needs(Enum):
     """Others have theirs first."""
 
 
-class _Data:
+class Outgoing:
     """A Large file's data on its way out, in a thread: read, then sent, a buffer at a time."""
 
     def __init__(
@@ -146,6 +146,7 @@ class _Data:
         """For a slice of time, or until it is sent."""
         end = time.monotonic() + self._slice
         patience = end + PATIENCE
+        begun = False
         while True:
             if not channel.flush(patience):
                 return _Needs.ROOM
@@ -153,8 +154,9 @@ class _Data:
                 if self._reading.over:
                     self.sent = True
                     return _Needs.TURN
-                if time.monotonic() >= end and self.carried:
+                if begun and time.monotonic() >= end:
                     return _Needs.TURN
+                begun = True
                 if self._wanted():
                     self._pieces += self._reading.read(self._buffer)
                 else:
@@ -285,7 +287,7 @@ class _Sending:
             return
         reading = Reading(self.tree, want.file, offer, want.ranges, self.comparisons.get(want.file), self.algorithm)
         buffer = self.buffer[: self.pace.piece]
-        data = _Data(want.file, reading, lambda: want.file in self.offers, buffer, limited=self.pace.limited)
+        data = Outgoing(want.file, reading, lambda: want.file in self.offers, buffer, limited=self.pace.limited)
         try:
             while not data.sent:
                 news = self.news = trio.Event()
