@@ -121,6 +121,7 @@ if TYPE_CHECKING:
     from vsockfwd.engine.rules import Carrying, Keeper, Rules, State, Status, Work
     from vsockfwd.engine.session import Opened as OpenedStream
     from vsockfwd.engine.session import Session, open_session
+    from vsockfwd.engine.stopping import until_stopping
     from vsockfwd.engine.workers import Workers, bind, unsaid
     from vsockfwd.policy import Policy
     from vsockfwd.wire.proxy_protocol import header
@@ -134,6 +135,7 @@ _WHEN_ASKED = {
     "vsockfwd.engine.relays": ("Relays",),
     "vsockfwd.engine.rules": ("Carrying", "Keeper", "Rules", "State", "Status", "Work"),
     "vsockfwd.engine.session": ("OpenedStream", "Session", "open_session"),
+    "vsockfwd.engine.stopping": ("until_stopping",),
     "vsockfwd.engine.workers": ("Workers", "bind", "unsaid"),
     "vsockfwd.policy": ("Policy",),
     "vsockfwd.wire.proxy_protocol": ("header",),
@@ -309,6 +311,7 @@ __all__ = [
     "takes_argv",
     "the_one",
     "unsaid",
+    "until_stopping",
     "why_no_loopback",
     "why_unsupported",
 ]  # fmt: skip

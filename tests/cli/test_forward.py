@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.process import COMMAND, Server, agent, error_of, run, wait_until
+from tests.cli.process import COMMAND, DEADLINE, Server, agent, error_of, run, wait_until
 from tests.cli.servers import nginx
 from tests.peers import need
 from vsockfwd.engine.workers import SOON
@@ -173,6 +173,36 @@ def test_told_to_stop_the_exit_code_says_whether_a_connection_was_cut_off(tmp_pa
         assert served.recv(100) == b"still served"
         assert forward.process.wait(10) == code
         assert forward.wait_for("closed")[0]["outcome"]["ending"] == "stopped"  # type: ignore[index]
+
+
+def test_told_to_stop_while_it_logs_in_it_waits_for_nothing(tmp_path: Path):
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(f"{tmp_path}/agent.sock")
+        silent.listen()
+        silent.settimeout(DEADLINE)
+        words = ["forward", "--drain", "600", "-L", f"{tmp_path}/here.sock:localhost:80", f"unix:{tmp_path}/agent.sock"]
+        process = subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE)
+        try:
+            with silent.accept()[0]:
+                process.send_signal(signal.SIGTERM)
+                assert process.communicate(timeout=DEADLINE) == (None, b"")
+                assert process.returncode == 143
+        finally:
+            process.kill()
+
+
+def test_told_to_stop_the_command_that_the_forwards_are_for_is_told_too(tmp_path: Path):
+    target = f"unix:{tmp_path}/agent.sock"
+    command = ["sh", "-c", f"trap 'exit 7' TERM; touch {tmp_path}/began; while :; do sleep 0.05; done"]
+    with agent(tmp_path):
+        words = ["forward", "--drain", "600", "-L", "0:localhost:80", target, *command]
+        process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.DEVNULL)
+        try:
+            wait_until((tmp_path / "began").exists)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(DEADLINE) == 7
+        finally:
+            process.kill()
 
 
 def test_a_second_signal_ends_the_draining_at_once(tmp_path: Path):

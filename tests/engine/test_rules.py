@@ -290,6 +290,25 @@ async def test_rules_that_quarrel_are_refused_and_what_is_not_there_cannot_be_re
             rules.remove("nobody")
 
 
+@pytest.mark.parametrize("kind", [raw, local, remote])
+async def test_told_to_stop_before_it_came_up_nobody_waits_for_that(world: World, kind):
+    world.engine.stopping.set()
+    with trio.fail_after(20):
+        async with Rules(world.engine, {}, patient=False) as rules:
+            await rules.add_all([kind()], all_or_none=True)
+            await rules.ended()
+            assert [status.state for status in rules.status()] == [State.STOPPED]
+
+
+async def test_removed_before_it_came_up_nobody_waits_for_that(world: World):
+    with trio.fail_after(20):
+        async with Rules(world.engine, {}, patient=False) as rules:  # no agent: it would never come up
+            work = rules.add(remote())
+            rules.remove(work.name)
+            await work.settled.wait()
+            assert work.state is State.STARTING
+
+
 @pytest.mark.parametrize("kind", [raw, local])
 async def test_told_to_stop_it_takes_no_more_and_ends_when_the_last_connection_does(world: World, kind):
     server = await serving(world)

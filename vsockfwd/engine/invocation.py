@@ -75,7 +75,7 @@ class Invocation:
         on_hangup: Callable[[], None] | None = None,
         network: Network | None = None,
     ) -> int:
-        """Run `main(engine, *arguments)` until it returns its exit code (None: 0).
+        """Run `main(engine, *arguments)` until it returns its exit code (None: 0, or what it was told to stop by).
 
         SIGINT, SIGTERM and SIGHUP cancel it and raise Interrupted; one more ends the process at once. With `drain`
         the first sets `engine.stopping`, and cancels `drain` seconds later; a second cancels at once. `on_hangup` is
@@ -146,6 +146,6 @@ class Invocation:
                     engine.network.close()
             cut_off = scope.cancelled_caught
             nursery.cancel_scope.cancel()
-        if stopped_by is not None and (cut_off or not drain):
+        if stopped_by is not None and (cut_off or result is None):
             raise Interrupted(stopped_by)
         return result

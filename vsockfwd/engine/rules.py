@@ -25,6 +25,7 @@ from vsockfwd.engine import Engine
 from vsockfwd.engine.backoff import Backoff
 from vsockfwd.engine.server import AtOnce, Gate, Handler, serve_listeners
 from vsockfwd.engine.session import Session
+from vsockfwd.engine.stopping import until_stopping
 from vsockfwd.errors import ConfigError, NotFound, VsockfwdError, the_one
 from vsockfwd.events import Closed, Denied, Dropped, Event, Listening, Opened, Problem, RuleChanged
 from vsockfwd.identity import Identity
@@ -151,7 +152,7 @@ class Work:
         self.last_error = ""
         self.error: VsockfwdError | None = None
         self.settled = trio.Event()
-        """Set when the first attempt has come up or failed."""
+        """Set when the first attempt has come up or failed, or is not to be made any more."""
         self.scope = trio.CancelScope()
         self.lease = secrets.token_bytes(LEASE_LENGTH)
         """By which an agent knows the rule's remote listener again."""
@@ -253,18 +254,11 @@ class Work:
 
     async def until_up(self, keeper: Keeper) -> None:
         """Wait for the agent, and show that; or until the process is to stop."""
-
-        async def stop_waiting() -> None:
-            await self.engine.stopping.wait()
-            nursery.cancel_scope.cancel()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(stop_waiting)
+        async with until_stopping(self.engine):
             while not keeper.up:
                 if keeper.why:
                     self.set(State.DOWN, keeper.why)
                 await keeper.changed()
-            nursery.cancel_scope.cancel()
 
     async def follow(self, keeper: Keeper) -> None:
         """Show what the keeper knows, until cancelled."""
@@ -495,7 +489,7 @@ class Rules:
         return [work.status() for work in self.works.values()]
 
     async def settled(self) -> None:
-        """Wait until every rule has come up or failed once."""
+        """Wait until every rule has come up or failed once, or was stopped or removed before."""
         for work in list(self.works.values()):
             await work.settled.wait()
 
@@ -527,6 +521,7 @@ class Rules:
                     await self.engine.stopping.wait()
             else:
                 work.set(State.STOPPED)
+        work.settled.set()  # who was stopped or removed before it came up will do neither any more
         self._ended.set()
         self._ended = trio.Event()
 

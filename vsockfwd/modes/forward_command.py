@@ -30,6 +30,7 @@ from vsockfwd.plugin import (
     open_session,
     read_rule,
     unsaid,
+    until_stopping,
 )
 
 DATAGRAMS = "/udp"
@@ -203,13 +204,16 @@ class _Run:
     def __call__(self) -> int:
         return self.invocation.run(self._main, drain=self._drain, network=self.network)
 
-    async def _main(self, engine: Engine) -> int:
+    async def _main(self, engine: Engine) -> int | None:
         async with Rules(engine, {}, patient=False) as rules:
             if self._target is None:
                 return await self._until_ended(rules)
             async with rules.keeper(self._target) as keeper:
                 # A target that is not there when a person asks for it is an error; later it is waited for.
-                await keeper.come_up()
+                async with until_stopping(engine):
+                    await keeper.come_up()
+                if not keeper.up and self.network is None:
+                    return None  # told to stop before there was anything to end; a worker's forwards are up elsewhere
                 return await self._until_ended(rules)
 
     async def prepare(self, engine: Engine, purpose: str) -> None:
@@ -227,23 +231,26 @@ class _Run:
         await rules.engine.service.ready(f"{len(self.rules)} forwards")
         self.ready()
         if self._command:
-            return await self._run_command()
+            return await self._run_command(rules.engine)
         await rules.ended()
         return 0
 
-    async def _run_command(self) -> int:
+    async def _run_command(self, engine: Engine) -> int:
+        """The forwards live as long as it does: it is what is told to stop."""
         try:
             process = await trio.lowlevel.open_process(self._command)
         except OSError as error:
             raise UsageError(f"{self._command[0]}: {(error.strerror or '').lower()}") from None
         try:
-            code = await process.wait()
+            async with until_stopping(engine):
+                await process.wait()
         finally:
             if process.returncode is None:
                 process.terminate()
                 with trio.move_on_after(5, shield=True):
                     await process.wait()
                 process.kill()
+        code = await process.wait()
         return code if code >= 0 else 128 - code
 
 

@@ -12,7 +12,6 @@
     near      the side that listens; far: the side that sends on – either may be the client's or the agent's
     client    the client's side of a rule; agent: the agent's side of a request
     raw       a rule without an agent
-    stopping  the end of what has no end of its own
     command   `vsockfwd dgram`
 
 The thing to understand first: a datagram may be lost, and is never clipped, merged or lost silently.

@@ -30,13 +30,13 @@ from vsockfwd.plugin import (
     Work,
     parse,
     printable,
+    until_stopping,
 )
 from vsockfwd_dgram.far import Far, sockets_to_spare
 from vsockfwd_dgram.frames import CONNECTS, LISTENS, NAME, Connect, Connected, Listen, Listens
 from vsockfwd_dgram.near import Near
 from vsockfwd_dgram.rule import FLOWS, DatagramRule, RemoteDatagramRule
 from vsockfwd_dgram.sockets import Bound, bind, places
-from vsockfwd_dgram.stopping import until_stopping
 
 WHERE = "at the agent"
 

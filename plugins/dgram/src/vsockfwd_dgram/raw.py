@@ -26,6 +26,7 @@ from vsockfwd.plugin import (
     UnixPacketAddress,
     VsockPacketAddress,
     Work,
+    until_stopping,
 )
 from vsockfwd_dgram.batch import BURST
 from vsockfwd_dgram.client import granted
@@ -36,7 +37,6 @@ from vsockfwd_dgram.frames import DATAGRAM_LIMIT
 from vsockfwd_dgram.packets import PacketListener, Packets, check_destination
 from vsockfwd_dgram.rule import RawDatagramRule
 from vsockfwd_dgram.sockets import Bound, End, Place, Reply, Way, bind, places
-from vsockfwd_dgram.stopping import until_stopping
 
 _RELIEF = 0.1
 """Seconds without accepting, where descriptors have run out."""

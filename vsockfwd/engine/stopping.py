@@ -1,4 +1,4 @@
-"""The end of what has no end of its own."""
+"""What cannot end by itself ends here when the process is to stop."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 
 import trio
 
-from vsockfwd.plugin import Engine, the_one
+from vsockfwd.engine import Engine
+from vsockfwd.errors import the_one
 
 
 @contextlib.asynccontextmanager
 async def until_stopping(engine: Engine) -> AsyncIterator[trio.Nursery]:
-    """Cancel the block when the process is to stop: datagrams have no end that could be waited for."""
+    """Cancel the block when the process is to stop: it waits for what may never come, or serves what has no end."""
 
     async def stop(scope: trio.CancelScope) -> None:
         await engine.stopping.wait()
