@@ -20,11 +20,11 @@ _vsockfwd() {
     perf) options='--auth-key --both --bytes --connections --discard --down --echo --help --json --latency --log-format --no-check --quiet --raw --seconds --size --source --streams --up --verbose -P -h -p -q -t -v' targets=yes ;;
     ping) options='--auth-key --count --help --interval --json --log-format --quiet --verbose -c -h -i -p -q -v' targets=yes ;;
     plugins) options='--help --json --log-format --quiet --verbose -h -q -v' ;;
-    policy) options='--allow-cid --allow-connect --allow-guest --allow-listen --allow-mode --allow-uid --auth-key --auth-keys --config --help --json --log-format --max-connections-per-peer --max-rate --quiet --read-only --root --verbose -c -h -q -v' ;;
+    policy) options='--allow-cid --allow-connect --allow-guest --allow-listen --allow-mode --allow-uid --auth-key --auth-keys --config --help --json --log-format --max-bandwidth --max-connections-per-peer --max-rate --quiet --read-only --root --verbose -c -h -q -v' ;;
     relay) options='' targets=yes ;;
     reload) options='--control --help --json --log-format --quiet --verbose -h -q -v' ;;
     remove) options='--control --help --json --log-format --quiet --verbose -h -q -v' ;;
-    serve) options='--allow-cid --allow-connect --allow-guest --allow-listen --allow-mode --allow-uid --auth-key --auth-keys --config --confine --connect --help --json --listen --log-format --max-connections --max-connections-per-peer --max-rate --metrics --no-measure --quiet --read-only --root --user --verbose -c -h -l -q -v' ;;
+    serve) options='--allow-cid --allow-connect --allow-guest --allow-listen --allow-mode --allow-uid --auth-key --auth-keys --config --confine --connect --help --json --listen --log-format --max-bandwidth --max-connections --max-connections-per-peer --max-rate --metrics --no-measure --quiet --read-only --root --user --verbose -c -h -l -q -v' ;;
     ssh-config) options='--agent --auth-key --help --json --jump --log-format --port --quiet --user --verbose -h -l -p -q -v' targets=yes ;;
     status) options='--control --help --json --log-format --quiet --verbose -h -q -v' ;;
     top) options='--control --help --interval --json --log-format --quiet --verbose -d -h -n -q -v' ;;

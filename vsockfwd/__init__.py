@@ -40,8 +40,8 @@ To change …                                                     open …
   copy, relay, dgram                                              plugins/, a distribution each
 
 Arrows of import point one way: cli → modes, report, demo, doctor, bootstrap → plugin, discovery → engine → transport,
-wire → guests → policy, config → contract → allow → rule → address, events → identity, service, key, option → errors.
-`make check` holds the code to it.
+wire → guests → policy, config → contract → allow → rule → address, events → identity, service, key, option, amount →
+errors. `make check` holds the code to it.
 """
 
 __version__ = "0.1.0"

@@ -37,9 +37,13 @@ from vsockfwd.address import (
     parse_stream,
     parse_target,
 )
-from vsockfwd.errors import AddressError
+from vsockfwd.amount import bytes_in
+from vsockfwd.errors import AddressError, UsageError, printable
 from vsockfwd.identity import CID_ANY, CID_HOST, CID_LOCAL
 from vsockfwd.rule import Admitted, Written
+
+SLOWEST = 1 << 10
+"""Bytes a second that a peer is given at least: with fewer, a frame would take longer than anybody waits."""
 
 _INTERNET = ("tcp", "udp")
 _MACHINES = ("vsock", "vsock-seqpacket")
@@ -273,6 +277,22 @@ class Called(Written):
         return cls(parse_target(text))
 
 
+class ByteRate(Written):
+    """Bytes a second, such as `500k` or `10M`."""
+
+    value: int
+
+    @classmethod
+    def read(cls, text: str) -> ByteRate:
+        try:
+            rate = bytes_in(text)
+        except ValueError:
+            rate = 0
+        if not SLOWEST <= rate < 1 << 50:
+            raise UsageError(f"{printable(text)}: is no rate", hint="bytes a second such as 500k or 10M, at least 1k")
+        return cls(rate)
+
+
 ModeName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9_.-]{0,63}$")]
 Most = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Directory = Annotated[str, msgspec.Meta(pattern="^/")]
@@ -282,7 +302,8 @@ Confine = Literal["auto", "yes", "no"]
 class Allow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
     """One entry of [[serve.allow]]: whom it lets in, and what for. What is left out is as [serve] has it.
 
-    `max_connections`: streams at once of each; `max_rate`: new ones a second of each.
+    `max_connections`: streams at once of each; `max_rate`: new ones a second of each; `max_bandwidth`: of each, in
+    each direction.
     """
 
     who: Annotated[tuple[Named, ...], msgspec.Meta(min_length=1)]
@@ -293,6 +314,7 @@ class Allow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     read_only: bool = False
     max_connections: Most | None = None
     max_rate: Most | None = None
+    max_bandwidth: ByteRate | None = None
 
 
 class Serve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
@@ -313,6 +335,7 @@ class Serve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_connections: Most | None = None
     max_connections_per_peer: Most | None = None
     max_rate: Most | None = None
+    max_bandwidth: ByteRate | None = None
     user: str | None = None
     confine: Confine = "auto"
     allow: tuple[Allow, ...] = ()

@@ -30,6 +30,7 @@ from vsockfwd.address import (
     parse_target,
     split_spec,
 )
+from vsockfwd.amount import bytes_in
 from vsockfwd.config import NamedRule, find_target, read_rule
 from vsockfwd.contract import (
     CONTRACT,
@@ -282,6 +283,7 @@ __all__ = [
     "__version__",
     "bears",
     "bind",
+    "bytes_in",
     "connected_to",
     "decode_arguments",
     "ending_of",

@@ -46,10 +46,14 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one peer may have: streams at once, and new ones a second. None: as many as there is room for."""
+    """What one peer may have: streams at once, new ones a second, and bytes a second in each direction.
+
+    None: as many as there is room for.
+    """
 
     connections: int | None = None
     rate: int | None = None
+    bandwidth: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +223,12 @@ class Policy:
         found = self.entry(peer)
         if found is None:
             return self.limits
-        entry = found[1]
-        return Limits(_least(self.limits.connections, entry.max_connections), _least(self.limits.rate, entry.max_rate))
+        entry, limits = found[1], self.limits
+        return Limits(
+            _least(limits.connections, entry.max_connections),
+            _least(limits.rate, entry.max_rate),
+            _least(limits.bandwidth, None if entry.max_bandwidth is None else entry.max_bandwidth.value),
+        )
 
 
 _VERBS = {

@@ -17,7 +17,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     create_key(f"{tmp_path}/web.key", "web")
     (tmp_path / "f.toml").write_text(
         f'[serve]\nkeys = ["{tmp_path}"]\nallow-connect = ["tcp:localhost:*"]\n'
-        '[[serve.allow]]\nwho = ["key:web"]\nconnect = ["tcp:80"]\nmax-rate = 7\n'
+        '[[serve.allow]]\nwho = ["key:web"]\nconnect = ["tcp:80"]\nmax-rate = 7\nmax-bandwidth = "2M"\n'
     )
     return f"{tmp_path}/f.toml"
 
@@ -59,3 +59,13 @@ def test_a_program_reads_the_decision_too(config: str, capsys):
     assert [one["allowed"] for one in answer["decisions"]] == [True, False]
     assert answer["decisions"][1]["rule"] == "serve.allow[1].connect"
     assert answer["max_rate"] == 7
+    assert answer["max_bandwidth"] == 2 << 20
+
+
+def test_how_much_a_peer_may_have_is_told_and_nobody_gets_more_than_all(config: str, capsys):
+    words = ["policy", "check", "key:web", "connect", "tcp:80", "-c", config]
+    assert main([*words, "--max-bandwidth", "500k"]) == 0
+    assert "at most 512000 bytes a second in each direction" in capsys.readouterr().out
+    for wrong in ("fast", "0", "1023", "1e6", "-1M", "", "9999999999G"):
+        assert main([*words, "--max-bandwidth", wrong]) == 2
+        assert f"--max-bandwidth {wrong}: is no rate" in capsys.readouterr().err

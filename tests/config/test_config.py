@@ -177,6 +177,7 @@ connect = ["tcp:80"]
 root = "/srv/web"
 read-only = true
 max-rate = 5
+max-bandwidth = "1.5M"
 """
 
 
@@ -187,6 +188,8 @@ def test_what_an_agent_may_be_is_read_as_it_was_written():
     (entry,) = serve.allow
     assert [str(who) for who in entry.who] == ["key:web", "net:10.0.0.0/8"]
     assert (entry.root, entry.read_only, entry.max_rate, entry.listen) == ("/srv/web", True, 5, None)
+    assert entry.max_bandwidth is not None
+    assert entry.max_bandwidth.value == 1_572_864
     assert parse_config(SERVE, "f.toml", {}).serve == serve
 
 

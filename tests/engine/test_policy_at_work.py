@@ -16,17 +16,19 @@ from tests.engine.test_session_and_agent import ECHO, Question
 from tests.engine.world import World
 from vsockfwd.address import TcpAddress, parse, parse_target
 from vsockfwd.allow import Allow, Named, Place
-from vsockfwd.contract import Mode
+from vsockfwd.contract import Data, Mode
 from vsockfwd.engine.agent import Agent
 from vsockfwd.engine.keys import create_key
 from vsockfwd.engine.quota import Quota
 from vsockfwd.engine.server import Gate
-from vsockfwd.engine.session import open_session
+from vsockfwd.engine.session import Session, open_session
 from vsockfwd.errors import LimitReached, NotAllowed
 from vsockfwd.identity import NetworkPeer, UnixPeer
 from vsockfwd.modes.forward import Connect, Connected
 from vsockfwd.modes.mode import MODE as FORWARD
 from vsockfwd.policy import Limits, Policy
+from vsockfwd.transport.base import Stream
+from vsockfwd.transport.paced import Pace, PacedStream
 
 
 class Resolver(trio.abc.HostnameResolver):
@@ -235,6 +237,102 @@ async def test_one_peers_limit_is_not_anothers_and_who_has_gone_is_forgotten(aut
             pass
         await trio.sleep(0.6)
     assert len(quota._of) < 10
+
+
+SECOND = 1 << 20
+"""Bytes of one, in the tests of how fast they move."""
+
+
+@pytest.mark.parametrize("through", ["relay", "body"])
+async def test_all_streams_of_a_peer_share_its_bytes_of_a_second(autojump_clock, world: World, through: str) -> None:
+    """Over memory, where only the pace takes time: its clock stands still while anything moves."""
+    policy = Policy(own_uid=os.geteuid(), limits=Limits(bandwidth=SECOND))
+    heard: list[float] = []
+    """When all that a stream says had come."""
+
+    async def swallow(call: Any) -> None:
+        channel = await call.accept()
+        size = 0
+        while isinstance(event := await channel.receive(), Data):
+            size += len(event.view)
+        heard.append(trio.current_time())
+        await channel.send(bytes(size))
+        await channel.send_end()
+
+    async def echo(stream: Stream) -> None:
+        size = 0
+        while data := await stream.receive_some():
+            size += len(data)
+        heard.append(trio.current_time())
+        await stream.send_all(bytes(size))
+        await stream.send_eof()
+
+    async def talk(session: Session) -> None:
+        request = ("forward", Connect("memory:server")) if through == "relay" else ("swallow", Question(""))
+        channel = (await session.open(*request)).channel
+        await channel.send(bytes(2 * SECOND))
+        await channel.send_end()
+        size = 0
+        while isinstance(event := await channel.receive(), Data):
+            size += len(event.view)
+        assert size == 2 * SECOND
+        channel.close()
+
+    modes = {"forward": FORWARD, "swallow": Mode("swallow", "hears, and says as much", serve=swallow)}
+    async with trio.open_nursery() as nursery:
+        (listener,) = await world.engine.network.listen(parse("memory:server"))
+
+        async def serve() -> None:
+            while True:
+                nursery.start_soon(echo, await listener.accept())
+
+        nursery.start_soon(serve)
+        async with world.agent(modes, policy), open_session(world.engine, world.target) as session:
+            began = trio.current_time()
+            async with trio.open_nursery() as talking:
+                for _ in range(3):
+                    talking.start_soon(talk, session)
+            # Six seconds' worth there and as much back, but for what a pace has saved up at first.
+            assert 5.8 <= heard[2] - began <= 6.5
+            assert trio.current_time() - heard[0] >= 5.8
+            assert trio.current_time() - heard[2] <= 6.5
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_paced_stream_moves_a_piece_at_most_and_then_nothing_for_a_while(autojump_clock, world: World) -> None:
+    (listener,) = await world.engine.network.listen(parse("memory:server"))
+    near = await world.engine.network.connect(parse("memory:server"))
+    far = await listener.accept()
+    paced = PacedStream(near, Pace(100_000), Pace(100_000))
+    buffer = memoryview(bytearray(20_000))
+    with trio.fail_after(10):
+        await far.send_all(bytes(30_000))
+        assert paced.try_send(buffer[:5_000]) == paced.try_receive_into(buffer[:5_000]) == 5_000
+        for _ in range(2):  # what is left is less than a piece, and may be overdrawn by one
+            await far.receive_some()
+            assert paced.try_send(buffer) == paced.try_receive_into(buffer) == 10_000
+            for blocked in (lambda: paced.try_send(buffer), lambda: paced.try_receive_into(buffer)):
+                with pytest.raises(BlockingIOError):
+                    blocked()
+            await paced.wait_writable()
+    near.close()
+    far.close()
+
+
+async def test_what_a_pace_was_overdrawn_by_is_not_forgotten_with_the_stream(autojump_clock) -> None:
+    quota, peer, limits = Quota(), UnixPeer(1, 1, 1), Limits(bandwidth=10_000)
+    with quota.stream(peer, limits) as paces:
+        assert paces is not None
+        await trio.sleep(5)
+        paces[0].check()
+        paces[0].moved(2 * paces[0].piece)
+    with quota.stream(peer, limits) as again:
+        assert again is paces
+        began = trio.current_time()
+        await again[0].wait()
+        assert trio.current_time() - began == pytest.approx(0.1024, rel=0.01)
+        await again[1].wait()
+    assert trio.current_time() - began == pytest.approx(0.1024, rel=0.01)
 
 
 async def test_an_entrys_root_is_what_its_peer_is_served_from(world: World, tmp_path):

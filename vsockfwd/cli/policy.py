@@ -20,6 +20,7 @@ from vsockfwd.cli.rights import (
     AuthKey,
     AuthKeys,
     Config,
+    MaxBandwidth,
     MaxRate,
     PerPeer,
     ReadOnly,
@@ -69,6 +70,7 @@ def policy(
     read_only: ReadOnly = False,
     max_connections_per_peer: PerPeer = None,
     max_rate: MaxRate = None,
+    max_bandwidth: MaxBandwidth = None,
 ) -> int:
     """Say whether an agent with these flags and this config file would let somebody do something, and by which rule.
 
@@ -89,6 +91,7 @@ def policy(
         read_only=read_only,
         per_peer=max_connections_per_peer,
         max_rate=max_rate,
+        max_bandwidth=max_bandwidth,
     )
     keys, decided = rights.decided(rights.table())
     who = read_identity(identity)
@@ -183,6 +186,7 @@ def _show(invocation: Invocation, allowed: bool, who: Identity, decided: Policy,
             root=decided.root_of(who),
             max_connections=limits.connections,
             max_rate=limits.rate,
+            max_bandwidth=limits.bandwidth,
         )
         return
     for one in decisions:
@@ -191,3 +195,5 @@ def _show(invocation: Invocation, allowed: bool, who: Identity, decided: Policy,
         print(f"at most {limits.connections} streams at once")
     if allowed and limits.rate is not None:
         print(f"at most {limits.rate} new streams a second")
+    if allowed and limits.bandwidth is not None:
+        print(f"at most {limits.bandwidth} bytes a second in each direction")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 from vsockfwd.address import VsockAddress, parse_stream
-from vsockfwd.allow import Place, Serve
+from vsockfwd.allow import ByteRate, Place, Serve
 from vsockfwd.cli.config_file import load_serve
 from vsockfwd.engine.keys import load_key, load_keys
 from vsockfwd.errors import AddressError, UsageError, printable
@@ -60,6 +60,11 @@ ReadOnly = Annotated[bool, Option("--read-only", help="files are read, and never
 PerPeer = Annotated[int | None, Option("--max-connections-per-peer", metavar="N", help="streams of one peer at once")]
 MaxRate = Annotated[int | None, Option("--max-rate", metavar="N", help="new streams of one peer in a second")]
 
+MaxBandwidth = Annotated[
+    str | None,
+    Option("--max-bandwidth", metavar="RATE", help="bytes a second of one peer each way, such as 500k or 10M"),
+]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rights:
@@ -78,6 +83,7 @@ class Rights:
     read_only: bool
     per_peer: int | None
     max_rate: int | None
+    max_bandwidth: str | None
     measure: bool = True
 
     def table(self) -> Serve:
@@ -106,6 +112,7 @@ class Rights:
             limits=Limits(
                 _or(_most("--max-connections-per-peer", self.per_peer), table.max_connections_per_peer),
                 _or(_most("--max-rate", self.max_rate), table.max_rate),
+                _bandwidth(self.max_bandwidth, table.max_bandwidth),
             ),
             allow=table.allow,
         )
@@ -137,6 +144,14 @@ def _most(flag: str, number: int | None) -> int | None:
     if number is not None and number < 1:
         raise UsageError(f"{flag} {number}: a whole number above 0")
     return number
+
+
+def _bandwidth(said: str | None, table: ByteRate | None) -> int | None:
+    try:
+        rate = table if said is None else ByteRate.read(said)
+    except UsageError as error:
+        raise UsageError(f"--max-bandwidth {error.message}", hint=error.hint) from None
+    return None if rate is None else rate.value
 
 
 def _words(words: Sequence[str] | None) -> tuple[str, ...] | None:

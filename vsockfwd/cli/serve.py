@@ -32,6 +32,7 @@ from vsockfwd.cli.rights import (
     AuthKey,
     AuthKeys,
     Config,
+    MaxBandwidth,
     MaxRate,
     PerPeer,
     ReadOnly,
@@ -86,6 +87,7 @@ def serve(
     ] = None,
     max_connections_per_peer: PerPeer = None,
     max_rate: MaxRate = None,
+    max_bandwidth: MaxBandwidth = None,
     user: Annotated[
         str | None, Option("--user", metavar="NAME", help="become this user once it listens (as root)")
     ] = None,
@@ -116,6 +118,7 @@ def serve(
         read_only=read_only,
         per_peer=max_connections_per_peer,
         max_rate=max_rate,
+        max_bandwidth=max_bandwidth,
         measure=not no_measure,
     )
     table = rights.table()

@@ -463,7 +463,9 @@ class Agent:
         try:
             mode, version = self._mode_for(request, session)
             self._permit(link.peer, mode, request)
-            with self.quota.stream(link.peer, self.policy.limits_of(link.peer)):
+            with self.quota.stream(link.peer, self.policy.limits_of(link.peer)) as paces:
+                if paces is not None:
+                    link.keep_to(*paces)
                 call = AgentCall(self, link, request, version)
                 if mode.join is not None:
                     await _join(call, mode.join(call))

@@ -18,6 +18,7 @@ from vsockfwd.engine.wired import Wire
 from vsockfwd.errors import Code, VsockfwdError, from_code
 from vsockfwd.events import Outcome
 from vsockfwd.transport.base import Stream
+from vsockfwd.transport.paced import Pace, PacedStream
 from vsockfwd.wire.frames import Buffer
 from vsockfwd.wire.stream import Refused, StreamEvent, StreamMachine, WasReset
 
@@ -35,6 +36,11 @@ class Link(Wire[StreamEvent]):
         self.machine = machine
         self.relaying: Framed | None = None
         """What joins it to a plain stream in a task."""
+        self._threaded = Threaded(self)
+
+    def keep_to(self, receiving: Pace, sending: Pace) -> None:
+        """Move no more in a second than this, from now on; while nobody is at it."""
+        self.stream = PacedStream(self.stream, receiving, sending)
         self._threaded = Threaded(self)
 
     @property

@@ -1,4 +1,4 @@
-"""How many streams each peer has, and how fast it asks for new ones.
+"""How many streams each peer has, how fast it asks for new ones, and how fast bytes move on all of them.
 
 A peer is who it is to the policy: a key, a uid, a machine, an address. The thing to understand first: what is kept of a
 peer goes when it has no stream and its pace is forgotten, so that ever new peers take no memory.
@@ -16,15 +16,21 @@ import trio
 from vsockfwd.errors import LimitReached
 from vsockfwd.identity import Identity
 from vsockfwd.policy import Limits
+from vsockfwd.transport.paced import Pace
 
 
 @dataclass(eq=False, slots=True)
 class _Use:
-    """What one peer has: streams, and what is left of its pace, as of then."""
+    """What one peer has: streams, what it may still ask for, as of then, and its bytes' pace in each direction.
+
+    `seen`: when one of its streams last began or ended.
+    """
 
     streams: int = 0
     left: float = 0.0
     then: float = 0.0
+    seen: float = 0.0
+    paces: tuple[Pace, Pace] | None = None
 
 
 class Quota:
@@ -35,10 +41,13 @@ class Quota:
         self._of: dict[tuple[str, object], _Use] = {}
 
     @contextlib.contextmanager
-    def stream(self, peer: Identity, limits: Limits) -> Iterator[None]:
-        """Count a stream while the block runs. Raises LimitReached where it is one too many, or comes too soon."""
+    def stream(self, peer: Identity, limits: Limits) -> Iterator[tuple[Pace, Pace] | None]:
+        """Count a stream while the block runs; gives its pace receiving and sending, where it has one.
+
+        Raises LimitReached where it is one too many, or comes too soon.
+        """
         if limits == _NONE:
-            yield
+            yield None
             return
         key, now = peer.principal, self._clock()
         use = self._of.get(key) or _Use(left=float(limits.rate or 0), then=now)
@@ -50,18 +59,22 @@ class Quota:
             if use.left < 1:
                 raise LimitReached(f"{peer} asks for more than {limits.rate} streams a second", hint="ask later")
             use.left -= 1
+        if limits.bandwidth is not None and use.paces is None:
+            use.paces = Pace(limits.bandwidth, self._clock), Pace(limits.bandwidth, self._clock)
         use.streams += 1
+        use.seen = now
         self._of[key] = use
         try:
-            yield
+            yield use.paces
         finally:
             use.streams -= 1
+            use.seen = self._clock()
             self._tidy()
 
     def _tidy(self) -> None:
-        """Forget who has nothing and may begin anew: a pace is whole again after a second."""
+        """Forget who has nothing and may begin anew: what it was given is whole again after a second."""
         now = self._clock()
-        over = (key for key, use in self._of.items() if not use.streams and now - use.then >= 1.0)
+        over = (key for key, use in self._of.items() if not use.streams and now - use.seen >= 1.0)
         for key in list(itertools.islice(over, 2)):
             del self._of[key]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, TextIO
@@ -24,6 +23,7 @@ from vsockfwd.plugin import (
     SharedKey,
     UsageError,
     VsockfwdError,
+    bytes_in,
     ignore,
     open_session,
     parse_stream,
@@ -136,9 +136,10 @@ def _asked(seconds: float | None, amount: str | None, streams: int, size: str | 
 
 
 def _bytes(flag: str, text: str) -> int:
-    """A number of bytes, with k, M or G behind it for 1024 and its powers."""
-    match = re.fullmatch(r"([0-9]{1,15})([kKmMgG]?)(?:i?B)?", text)
-    size = int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2].lower()] if match else 0
+    try:
+        size = bytes_in(text)
+    except ValueError:
+        size = 0
     if not 1 <= size < 1 << 62:
         raise UsageError(f"{flag} {text}: a number of bytes above 0, such as 64, 28k, 1M or 4G")
     return size

@@ -21,6 +21,7 @@ from vsockfwd.plugin import (
     SomeFailed,
     UsageError,
     VsockfwdError,
+    bytes_in,
     from_oserror,
     ignore,
     printable,
@@ -35,7 +36,6 @@ from vsockfwd_copy.telling import Statistics, telling
 FILES_LIMIT = 64 << 20
 """Bytes of a --files-from."""
 
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 Flag = typer.Option
 
@@ -255,10 +255,9 @@ def _rate(text: str) -> int:
     """Bytes a second: a number with k, M or G behind it, or nothing. Raises UsageError."""
     if not text:
         return 0
-    number, unit = (text[:-1], text[-1].lower()) if text[-1].isalpha() else (text, "")
     try:
-        rate = int(float(number) * _UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
+        rate = bytes_in(text)
+    except ValueError:
         rate = 0
     if rate <= 0:
         raise UsageError(f"--bwlimit {printable(text)}: is no rate", hint="bytes a second, such as 500k or 10M")
