@@ -10,7 +10,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import FrameType
 
 from vsockfwd.address import Address
 from vsockfwd.engine import Engine
@@ -74,17 +73,30 @@ class Workers:
 
     def run(self) -> int:
         """Until told to stop, or until workers fail at their start; the exit code is the first that is not 0."""
-        for number in _STOPPING:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._pass_on)
-        for _ in range(self._count):
-            self._begin()
+        self._told = _Signals((*_STOPPING, signal.SIGCHLD))
+        try:
+            for _ in range(self._count):
+                self._begin()
+            code = 0
+            while self._began:
+                for number in self._told.wait():
+                    if number == signal.SIGCHLD:
+                        ended = self._bury()
+                        code = code or ended
+                    else:
+                        self._stop(number)
+            return code
+        finally:
+            self._told.close()
+
+    def _bury(self) -> int:
+        """Take leave of workers that have ended, and begin others in their place; the first code that is not 0."""
         code = 0
-        while self._began:
-            pid, status = os.waitpid(-1, 0)
-            began = self._began.pop(pid, None)
-            if began is None:
-                continue  # nobody of ours: a child that we were started with
+        for pid in list(self._began):
+            gone, status = os.waitpid(pid, os.WNOHANG)
+            if not gone:
+                continue
+            began = self._began.pop(pid)
             ended = os.waitstatus_to_exitcode(status)
             if self._stopping and -ended in _STOPPING:
                 continue  # not yet or no more at work, where it would have heeded the signal and ended with a code
@@ -104,23 +116,45 @@ class Workers:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
         pid = os.fork()
         if not pid:
-            for number in _STOPPING:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    signal.signal(number, signal.SIG_DFL)
+            self._told.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             raise _InWorker(self._work())
         self._began[pid] = time.monotonic()
-        if self._stopping:  # told between the last worker and this one
-            os.kill(pid, signal.SIGTERM)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self._stop(number)
 
     def _stop(self, number: int) -> None:
         self._stopping = True
-        for pid in list(self._began):
+        for pid in self._began:
             os.kill(pid, number)
+
+
+class _Signals:
+    """Signals that are waited for. None is missed, whichever thread the kernel gave it to: a handler alone does not
+    end a wait that begins just after it has run."""
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        # What is ignored already stays so: a command started by nohup outlives its terminal.
+        self._numbers = [n for n in numbers if n == signal.SIGCHLD or signal.getsignal(n) is not signal.SIG_IGN]
+        self._reading, writing = os.pipe()
+        self._pipe: tuple[int, ...] = self._reading, writing
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        for number in self._numbers:
+            signal.signal(number, lambda *_: None)
+
+    def wait(self) -> bytes:
+        """The numbers of those that have come, once any has."""
+        return os.read(self._reading, 512)
+
+    def close(self) -> None:
+        """From now on they do what they do to any process. Twice is once."""
+        if self._pipe:
+            for number in self._numbers:
+                signal.signal(number, signal.SIG_DFL)
+            signal.set_wakeup_fd(-1)
+            for end in self._pipe:
+                os.close(end)
+            self._pipe = ()
 
 
 class _InWorker(SystemExit):
