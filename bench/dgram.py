@@ -205,7 +205,7 @@ def at_a_rate(folder: Path, rounds: int) -> str:
 
 
 def iperf3(folder: Path, rounds: int) -> str:
-    """What iperf3 itself says was lost, at RATE and at the tenth of it that the tests ask for."""
+    """What iperf3 itself says was lost, at RATE and at a tenth of it."""
     lines = ["### iperf3 -u, 64 bytes, two seconds", "", "| datagrams/s | lost in each round | of |", "|---|---|---|"]
     for rate in (RATE, IPERF_RATE):
         lost, packets = [], 0

@@ -24,7 +24,7 @@ def target(tmp_path: Path) -> Iterator[str]:
 
 
 RATE = 2000
-"""Datagrams a second: a tenth of what bench/dgram.py asks for, since a busy machine may lose some of that."""
+"""Datagrams a second: far from what bench/dgram.py asks for, since a busy machine loses some of that."""
 
 
 def free_port() -> int:
