@@ -39,7 +39,7 @@ RATE = 60_000
 """Datagrams a second that must pass without loss."""
 
 IPERF_RATE = RATE // 10
-"""Datagrams a second at which the tests ask iperf3 for zero loss, on whatever machine they run."""
+"""Datagrams a second at which iperf3 is to lose none on a machine that does something else beside."""
 
 WINDOW = 256
 
