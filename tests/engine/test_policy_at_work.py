@@ -23,7 +23,7 @@ from vsockfwd.engine.quota import Quota
 from vsockfwd.engine.server import Gate
 from vsockfwd.engine.session import Session, open_session
 from vsockfwd.errors import LimitReached, NotAllowed
-from vsockfwd.identity import NetworkPeer, UnixPeer
+from vsockfwd.identity import NetworkPeer, UnixPeer, VsockPeer
 from vsockfwd.modes.forward import Connect, Connected
 from vsockfwd.modes.mode import MODE as FORWARD
 from vsockfwd.policy import Limits, Policy
@@ -333,6 +333,21 @@ async def test_what_a_pace_was_overdrawn_by_is_not_forgotten_with_the_stream(aut
         assert trio.current_time() - began == pytest.approx(0.1024, rel=0.01)
         await again[1].wait()
     assert trio.current_time() - began == pytest.approx(0.1024, rel=0.01)
+
+
+async def test_a_machines_pace_is_not_that_of_its_privileged_processes_where_rules_tell_them_apart() -> None:
+    quota, machine, privileged = Quota(), VsockPeer(2, 5000), VsockPeer(2, 700)
+    with (
+        quota.stream(machine, Limits(bandwidth=10_000)) as slow,
+        quota.stream(privileged, Limits(bandwidth=1 << 30)) as fast,
+        quota.stream(privileged, Limits(connections=9)) as free,
+        quota.stream(machine, Limits(bandwidth=10_000)) as as_slow,
+    ):
+        assert as_slow is slow
+        assert free is None
+        assert slow is not None
+        assert fast is not None
+        assert fast[0].piece > slow[0].piece
 
 
 async def test_an_entrys_root_is_what_its_peer_is_served_from(world: World, tmp_path):

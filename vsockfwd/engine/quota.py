@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -21,16 +21,17 @@ from vsockfwd.transport.paced import Pace
 
 @dataclass(eq=False, slots=True)
 class _Use:
-    """What one peer has: streams, what it may still ask for, as of then, and its bytes' pace in each direction.
+    """What one peer has: streams, and what it may still ask for, as of then.
 
-    `seen`: when one of its streams last began or ended.
+    `paces`: its bytes' in each direction, by how many it has in a second, since one rule may name all of a machine and
+    another its privileged processes. `seen`: when one of its streams last began or ended.
     """
 
     streams: int = 0
     left: float = 0.0
     then: float = 0.0
     seen: float = 0.0
-    paces: tuple[Pace, Pace] | None = None
+    paces: dict[int, tuple[Pace, Pace]] = field(default_factory=dict)
 
 
 class Quota:
@@ -59,17 +60,20 @@ class Quota:
             if use.left < 1:
                 raise LimitReached(f"{peer} asks for more than {limits.rate} streams a second", hint="ask later")
             use.left -= 1
-        if limits.bandwidth is not None and use.paces is None:
-            use.paces = Pace(limits.bandwidth, self._clock), Pace(limits.bandwidth, self._clock)
         use.streams += 1
         use.seen = now
         self._of[key] = use
         try:
-            yield use.paces
+            yield None if limits.bandwidth is None else self._paces(use, limits.bandwidth)
         finally:
             use.streams -= 1
             use.seen = self._clock()
             self._tidy()
+
+    def _paces(self, use: _Use, bandwidth: int) -> tuple[Pace, Pace]:
+        if bandwidth not in use.paces:
+            use.paces[bandwidth] = Pace(bandwidth, self._clock), Pace(bandwidth, self._clock)
+        return use.paces[bandwidth]
 
     def _tidy(self) -> None:
         """Forget who has nothing and may begin anew: what it was given is whole again after a second."""

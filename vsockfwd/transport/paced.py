@@ -2,7 +2,7 @@
 
 The thing to understand first: the limit is a stream's, so nothing above knows of it. A piece may take more than is
 left; nothing moves then until that is made up for. So a piece is as large as a tenth of a second's bytes, and what was
-decided in haste, a refusal or a reset, waits no longer than that for its turn.
+decided in haste, a refusal or a reset, waits no longer than that for its turn; up to a second at the slowest paces.
 """
 
 from __future__ import annotations
