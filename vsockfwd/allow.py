@@ -284,10 +284,7 @@ class ByteRate(Written):
 
     @classmethod
     def read(cls, text: str) -> ByteRate:
-        try:
-            rate = bytes_in(text)
-        except ValueError:
-            rate = 0
+        rate = bytes_in(text)
         if not SLOWEST <= rate < 1 << 50:
             raise UsageError(f"{printable(text)}: is no rate", hint="bytes a second such as 500k or 10M, at least 1k")
         return cls(rate)

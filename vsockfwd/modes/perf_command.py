@@ -136,10 +136,7 @@ def _asked(seconds: float | None, amount: str | None, streams: int, size: str | 
 
 
 def _bytes(flag: str, text: str) -> int:
-    try:
-        size = bytes_in(text)
-    except ValueError:
-        size = 0
+    size = bytes_in(text)
     if not 1 <= size < 1 << 62:
         raise UsageError(f"{flag} {text}: a number of bytes above 0, such as 64, 28k, 1M or 4G")
     return size

@@ -36,7 +36,6 @@ from vsockfwd_copy.telling import Statistics, telling
 FILES_LIMIT = 64 << 20
 """Bytes of a --files-from."""
 
-
 Flag = typer.Option
 
 
@@ -255,11 +254,8 @@ def _rate(text: str) -> int:
     """Bytes a second: a number with k, M or G behind it, or nothing. Raises UsageError."""
     if not text:
         return 0
-    try:
-        rate = bytes_in(text)
-    except ValueError:
-        rate = 0
-    if rate <= 0:
+    rate = bytes_in(text)
+    if not rate:
         raise UsageError(f"--bwlimit {printable(text)}: is no rate", hint="bytes a second, such as 500k or 10M")
     return rate
 
